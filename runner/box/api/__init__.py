@@ -1,0 +1,56 @@
+"""The API: thin routes that parse, ask the daemon and answer. Everything under /api/v1, JSON, over a unix socket.
+
+    jobs.py   submit, list, show, wishes          house.py   what the routes may reach
+    logs.py   logs, outputs, events               front.py   limits, headers, errors
+    code.py   snapshots and contents
+    box.py    the box itself
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Depends, FastAPI
+
+import runner
+from runner.box.api import box, code, jobs, logs
+from runner.box.api.front import Front, set_words
+from runner.box.api.house import House
+from runner.box.auth import admitted
+
+__all__ = ["House", "make_app"]
+
+PREFIX = "/api/v1"
+
+
+@dataclass
+class Refusal:
+    """What every error looks like."""
+
+    code: str
+    message: str
+    hint: str
+
+
+def make_app(house: House | None) -> FastAPI:
+    """The application. Without a house it only describes itself."""
+    app = FastAPI(
+        title="gpubox",
+        version=str(runner.API_LEVEL),
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(admitted)],
+        responses={"default": {"model": Refusal, "description": "It was refused, or failed; nothing is half done."}},
+        separate_input_output_schemas=False,
+        redirect_slashes=False,
+    )
+    routes = APIRouter(prefix=PREFIX)
+    for part in (box, code, jobs, logs):
+        routes.include_router(part.routes)
+    app.include_router(routes)
+    set_words(app)
+    if house is not None:
+        app.state.house = house
+        app.add_middleware(Front, house=house)
+    return app

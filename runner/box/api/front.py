@@ -1,0 +1,128 @@
+"""Around every request: limits on what comes in, our headers on what goes out, one shape for whatever goes wrong."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+import runner
+from runner import errors
+from runner.box.api.house import House, answer
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+JSON_BYTES = 8 << 20
+MANIFEST_BYTES = 64 << 20  # 100,000 files with long names
+HEADERS = [
+    (b"x-gpubox-api", str(runner.API_LEVEL).encode()),
+    (b"x-gpubox-version", runner.__version__.encode()),
+]
+
+
+class Front:
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], house: House) -> None:
+        self.app, self.house = app, house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def with_headers(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        self.house.requests += 1
+        try:
+            await self.app(scope, limited(scope, receive), with_headers)
+        except Exception as error:
+            self.house.daemon.report(
+                f"{scope.get('method')} {scope.get('path')}: " + "".join(traceback.format_exception(error)).rstrip()
+            )
+            if begun:
+                raise
+            fault = errors.Problem(
+                f"the box met an error of its own: {type(error).__name__}", "its log says more: daemon.log in its state"
+            )
+            await refused(fault)(scope, receive, with_headers)
+        finally:
+            self.house.requests -= 1
+            self.house.touch()
+
+
+def limited(scope: Scope, receive: Receive) -> Receive:
+    """`receive`, up to as many bytes as this path takes. Contents have a limit of their own."""
+    path = scope.get("path", "")
+    if path.endswith("/blobs"):
+        return receive
+    limit = MANIFEST_BYTES if path.endswith("/snapshots") else JSON_BYTES
+    said = next((value for name, value in scope.get("headers", ()) if name == b"content-length"), b"0")
+    room = limit
+
+    async def receive_some() -> Message:
+        nonlocal room
+        if int(said) > limit:
+            raise _too_large(limit)
+        message = await receive()
+        room -= len(message.get("body", b""))
+        if room < 0:
+            raise _too_large(limit)
+        return message
+
+    return receive_some
+
+
+def _too_large(limit: int) -> errors.TooLarge:
+    return errors.TooLarge(f"the request is larger than {limit >> 20} MiB", "split it into several")
+
+
+def refused(problem: errors.Problem, status: int | None = None) -> Response:
+    return answer(problem.as_json(), status or problem.http_status)
+
+
+def set_words(app: FastAPI) -> None:
+    """One shape for all errors: {code, message, hint}."""
+    app.add_exception_handler(errors.Problem, _problem)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+
+async def _problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.Problem), "the handler is registered for these"
+    return refused(error)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError), "the handler is registered for these"
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return refused(errors.BadData("the request's body is not JSON", "upgrade `runner`"))
+    where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+    said = str(first["msg"]).removeprefix("Input ").removeprefix("Value error, ")
+    return refused(errors.BadRequest(f"{where} {said[:1].lower()}{said[1:]}", "docs/openapi.json says what it takes"))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    """What the framework refuses itself: unknown paths and methods, a body that it could not read."""
+    assert isinstance(error, HTTPException), "the handler is registered for these"
+    cause = error.__cause__
+    if isinstance(cause, errors.Problem):
+        return refused(cause)
+    if isinstance(cause, RecursionError):
+        return refused(errors.BadData("the request's body is nested too deeply"))
+    path = request.url.path[:200]
+    if error.status_code == 404:
+        return refused(errors.NotFound(f"{path!a} is not part of the API", "it is described in docs/openapi.json"))
+    if error.status_code == 405:
+        wrong = errors.BadRequest(f"{request.method} is not for {path!a}", "the API is described in docs/openapi.json")
+        return refused(wrong, 405)
+    return refused(errors.BadData("the request could not be read", "send it again"), error.status_code)

@@ -1,0 +1,118 @@
+"""What the routes may reach, and what they have in common: JSON out, jobs and paths in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Request, Response
+
+from runner import errors
+from runner.box.auth import Gate
+from runner.box.code import Blobs
+from runner.box.daemon import Daemon
+from runner.box.recipes import Recipes
+from runner.box.retention import Retention
+from runner.box.wishes import Wishes
+from runner.model import Job
+
+ID_MAX = 2**53  # what JSON's readers agree on; SQLite's own integers end at 2**63
+EXPANDED_MAX = 100_000  # jobs that one list of ids may name
+
+
+@dataclass
+class House:
+    daemon: Daemon
+    wishes: Wishes
+    blobs: Blobs
+    recipes: Recipes
+    retention: Retention
+    gate: Gate
+    call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
+    leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
+    requests: int = 0  # being answered now, streams included
+    last_request: float = 0.0  # monotonic
+    _streams: set[asyncio.Event] = field(default_factory=set)
+    closing: bool = False
+
+    @contextmanager
+    def stream(self) -> Iterator[asyncio.Event]:
+        """An event that is set when something changed, or when it is time to go (`closing`)."""
+        woken = asyncio.Event()
+        self._streams.add(woken)
+        unlisten = self.daemon.events.listen(woken.set)
+        try:
+            yield woken
+        finally:
+            unlisten()
+            self._streams.discard(woken)
+
+    def close_streams(self) -> None:
+        self.closing = True
+        for woken in self._streams:
+            woken.set()
+
+    def touch(self) -> None:
+        self.last_request = time.monotonic()
+
+    def job(self, job_id: int) -> Job:
+        """The job as it is now. NotFound."""
+        job = self.daemon.book.jobs.get(job_id)
+        return job if job is not None else self.daemon.store.jobs([job_id])[0]
+
+
+async def house(request: Request) -> House:
+    found: House = request.app.state.house
+    return found
+
+
+Here = Annotated[House, Depends(house)]
+JobId = Annotated[int, Path(ge=1, le=ID_MAX)]
+
+
+def answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(dumps(value), status, headers, "application/json")
+
+
+def dumps(value: object) -> bytes:
+    """Compact ASCII: names may hold halves of surrogate pairs, which are not UTF-8."""
+    return json.dumps(value, default=_plain, separators=(",", ":")).encode("ascii")
+
+
+def _plain(value: object) -> dict[str, object]:
+    """A value of model.py as an object; much cheaper than dataclasses.asdict, which copies deeply."""
+    if not is_dataclass(value):
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+    return {each.name: getattr(value, each.name) for each in fields(value)}
+
+
+def checked(ids: Iterable[int | str]) -> list[int | str]:
+    """Ids from a body, as far as numbers can be ids at all."""
+    found = list(ids)
+    if len(found) > EXPANDED_MAX:
+        raise errors.BadRequest(f"these are {len(found):,} jobs, {EXPANDED_MAX:,} are the most at once")
+    for name in found:
+        digits = str(name).removeprefix("g")
+        if not digits.isdecimal() or len(digits) > 15:
+            raise errors.BadRequest(f"{str(name)[:40]!a} is not a job", "42, 42-50 or g42")
+    return found
+
+
+def expanded(text: str) -> list[int | str]:
+    """`42,43-50,g42` -> 42, 43, ..., 50, "g42"."""
+    found: list[int | str] = []
+    for part in filter(None, text.split(",")):
+        first, dash, last = part.partition("-")
+        if not dash:
+            found += checked([part])
+            continue
+        checked([first, last])
+        if "g" in part or not int(first) <= int(last) < int(first) + EXPANDED_MAX:
+            raise errors.BadRequest(f"{part[:40]!a} is no range of jobs", "as in 42-50")
+        found += range(int(first), int(last) + 1)
+    return checked(found)

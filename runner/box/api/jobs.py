@@ -1,0 +1,228 @@
+"""Jobs: submitted, listed, shown, and what people wish about them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from runner import errors, words
+from runner.box import outputs
+from runner.box.api.house import Here, House, JobId, answer, checked, expanded
+from runner.box.auth import Who
+from runner.errors import nearest
+from runner.model import Attempt, Job, JobSpec, Submission, Submitted
+
+routes = APIRouter()
+
+FINISHED_MAX = 10_000  # in one reply; `all` streams any number
+
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+
+
+@dataclass
+class Jobs:
+    jobs: list[Job]
+
+
+@dataclass
+class Files:
+    count: int
+    bytes: int
+
+
+@dataclass
+class Output:
+    path: str
+    size: int
+    mode: int
+    modified_at: float
+
+
+@dataclass
+class Shown:
+    """A job with all that is known of it."""
+
+    job: Job
+    spec: JobSpec
+    attempts: list[Attempt]
+    why: str
+    files: Files
+    outputs: list[Output]
+
+
+@dataclass
+class Why:
+    id: int
+    state: str
+    why: str
+
+
+@dataclass
+class Group:
+    group: str
+    jobs: dict[str, int]  # state -> how many
+
+
+@dataclass
+class Which:
+    ids: list[int | str] = field(default_factory=list)  # 42 or "g42"
+
+
+@dataclass
+class Cancel(Which):
+    grace: float | None = None  # seconds between TERM and KILL; None: as submitted
+
+
+@dataclass
+class Priority(Which):
+    priority: int = 0
+
+
+# --- new jobs ---
+
+
+@routes.post("/jobs", status_code=201, response_model=Submitted)
+async def submit(here: Here, who: Who, submission: Submission, request: Request, key: Key = None) -> Response:
+    await _learn(here, submission.spec)
+    digest = hashlib.sha256(await request.body()).hexdigest()
+    made, known = here.wishes.submit(who, submission, key, digest)
+    return answer(made, 200 if known else 201)
+
+
+@routes.post("/jobs/{job_id}/rerun", status_code=201, response_model=Submitted)
+async def rerun(here: Here, who: Who, job_id: JobId, key: Key = None) -> Response:
+    await _learn(here, here.daemon.store.spec(here.job(job_id).spec_id))
+    digest = hashlib.sha256(f"rerun {job_id}".encode()).hexdigest()
+    made, known = here.wishes.rerun(who, job_id, key, digest)
+    return answer(made, 200 if known else 201)
+
+
+async def _learn(here: House, spec: JobSpec) -> None:
+    """Read in a thread what the submit will then find in memory: a snapshot's list of files can be long."""
+    if spec.snapshot is not None and not here.recipes.knows(spec):
+        await here.call(lambda: here.recipes.environment(spec))
+
+
+# --- wishes ---
+
+
+@routes.post("/jobs/cancel", response_model=Jobs)
+async def cancel(here: Here, who: Who, wish: Cancel) -> Response:
+    if wish.grace is not None and not 0 <= wish.grace <= 86400:
+        raise errors.BadRequest(f"the grace is {wish.grace} s; it takes 0 to 86400")
+    return _now(here, here.wishes.cancel(who, _ids(here, wish), wish.grace))
+
+
+@routes.post("/jobs/hold", response_model=Jobs)
+async def hold(here: Here, who: Who, wish: Which) -> Response:
+    return _now(here, here.wishes.hold(who, _ids(here, wish)))
+
+
+@routes.post("/jobs/release", response_model=Jobs)
+async def release(here: Here, who: Who, wish: Which) -> Response:
+    return _now(here, here.wishes.release(who, _ids(here, wish)))
+
+
+@routes.post("/jobs/priority", response_model=Jobs)
+async def prioritise(here: Here, who: Who, wish: Priority) -> Response:
+    return _now(here, here.wishes.prioritise(who, _ids(here, wish), wish.priority))
+
+
+@routes.post("/jobs/{job_id}/fetched")
+async def fetched(here: Here, who: Who, job_id: JobId) -> Response:
+    """The outputs were brought home: from now on they may be cleaned away."""
+    here.wishes.fetched(who, job_id)
+    return answer({})
+
+
+def _ids(here: House, wish: Which) -> list[int]:
+    ids = here.wishes.numbers(checked(wish.ids))
+    if not ids:
+        raise errors.BadRequest("this names no job", "42, 42-50 or g42")
+    return ids
+
+
+def _now(here: House, jobs: Sequence[Job]) -> Response:
+    return answer({"jobs": here.wishes.fresh(jobs)})
+
+
+# --- questions ---
+
+
+@routes.get("/jobs", response_model=Jobs)
+async def jobs(
+    here: Here,
+    state: str = "",
+    ids: str | None = None,
+    last: Annotated[int | None, Query(ge=1)] = None,
+    finished: Annotated[int, Query(ge=0, le=FINISHED_MAX)] = 20,
+    all: bool = False,
+) -> Response:
+    """Without parameters the unfinished jobs and the last 20 finished. all: every job, as lines of JSON."""
+    states = _states(state)
+    if all:
+        return StreamingResponse(_every(here, states), media_type="application/x-ndjson")
+    if ids is not None:
+        found = here.daemon.store.jobs(here.wishes.numbers(expanded(ids)))
+    else:
+        ends = [name for name in states or words.FINISHED if name in words.FINISHED]
+        found = here.daemon.store.recent(finished, ends)
+    found = here.wishes.fresh(found)
+    found = [job for job in found if not states or job.state in states]
+    return answer({"jobs": found[-last:] if last else found})
+
+
+async def _every(here: House, states: Sequence[str]) -> AsyncIterator[bytes]:
+    for piece in here.daemon.store.every(states):
+        yield piece
+        await asyncio.sleep(0)  # the loop's other work in between
+
+
+def _states(text: str) -> list[str]:
+    states = [name for name in text.split(",") if name]
+    for name in states:
+        if name not in words.STATES:
+            raise errors.BadRequest(f"there is no state {name[:40]!a}{nearest(name, words.STATES)}", "see docs/jobs.md")
+    return states
+
+
+@routes.get("/jobs/{job_id}", response_model=Shown)
+async def show(here: Here, job_id: JobId) -> Response:
+    (job,) = here.wishes.fresh([here.job(job_id)])
+    spec = here.daemon.store.spec(job.spec_id)
+    shown: dict[str, Any] = {
+        "job": job,
+        "spec": spec,
+        "attempts": here.daemon.store.attempts(job_id),
+        "why": here.wishes.why(job),
+    }
+    return answer(shown | await here.call(lambda: _on_disk(here, job)))
+
+
+def _on_disk(here: House, job: Job) -> dict[str, Any]:
+    count = size = 0
+    if job.snapshot is not None:
+        manifest = here.blobs.manifest(job.snapshot)
+        count, size = len(manifest.files) + len(manifest.links), manifest.bytes
+    left = outputs.listing(here.daemon.settings.state.job(job.id).out).as_json()
+    return {"files": {"count": count, "bytes": size}, "outputs": left["outputs"]}
+
+
+@routes.get("/jobs/{job_id}/why", response_model=Why)
+async def why(here: Here, job_id: JobId) -> Response:
+    job = here.job(job_id)
+    return answer({"id": job.id, "state": job.state, "why": here.wishes.why(job)})
+
+
+@routes.get("/groups/{group}", response_model=Group)
+async def group(here: Here, group: str) -> Response:
+    name = f"g{group.removeprefix('g')}"
+    ids = here.wishes.numbers(checked([name]))
+    return answer({"group": name, "jobs": Counter(here.daemon.store.states(ids).values())})

@@ -1,0 +1,279 @@
+"""The loop: gather, settle, schedule, apply. Woken by events, with a slow tick as a net.
+
+Everything here runs on one thread. What a person asks comes in by the methods of wishes.py and readings; `pass_once`
+carries the rest. The order that makes a crash harmless: commit, then act; read the disk, then commit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from runner import files, words
+from runner.box import ends
+from runner.box.book import Book
+from runner.box.engines import Engine, Launch, Stop
+from runner.box.events import Events
+from runner.box.launches import launch, launch_id
+from runner.box.prepare import Failure, Preparation
+from runner.box.schedule import Decision, Facts, blocked, broken_dependency, schedule, size
+from runner.box.settings import Settings
+from runner.box.settle import Action, Verdict, after_waiting, settle
+from runner.box.store import Move, Store
+from runner.errors import DiskFull, Problem, StateDamaged
+from runner.model import Exit, Job, JobSpec
+from runner.paths import AttemptDir
+
+BALLAST_BYTES = 64 << 20
+
+
+class Daemon:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        engine: Engine,
+        preparation: Preparation,
+        bin_dir: Callable[[str | None], str],
+        report: Callable[[str], None],
+    ) -> None:
+        """bin_dir: an environment's (None: the base one's) folder of programs. report: a line for the daemon's log."""
+        self.settings, self.store, self.engine = settings, store, engine
+        self.preparation = preparation
+        self.bin_dir, self.report = bin_dir, report
+        self.book = Book()
+        self.events = Events(int(time.time() * 1000))  # above any number that an earlier daemon can have given
+        self.draining = False
+        self.highest_id = 0
+        self.unknown: list[int] = []  # job directories without a row
+        self.wakes_at = float("inf")
+        self._asked: dict[int, float] = {}  # active job -> when this daemon asked for its attempt (monotonic)
+
+    # --- start ---
+
+    def recover(self) -> None:
+        """Read the queue, compare it with the disk, and carry on where the last daemon stopped."""
+        self.draining = self.store.remembered("draining") == "yes"
+        self.reload()
+        on_disk = sorted(int(name) for name in os.listdir(self.settings.state.jobs) if name.isdigit())
+        self.highest_id = on_disk[-1] if on_disk else 0
+        self._report_unknown(on_disk)
+        for job in self.book.active.values():
+            self.preparation.laid_out.add(job.id)
+            if job.cancel_requested_at is not None:
+                self.engine.stop([self.stop_of(job)])
+        self.keep_ballast()
+
+    def reload(self) -> None:
+        """The book, read from the database: at the start, and after a transaction that failed."""
+        self.book = Book()
+        specs: dict[int, JobSpec] = {}
+        for job in self.store.unfinished():
+            if job.spec_id not in specs:
+                specs[job.spec_id] = self.store.spec(job.spec_id)
+            states = self.store.states(after.job for after in job.after) if job.after else {}
+            self.book.add([job], specs[job.spec_id], states)
+
+    def _report_unknown(self, on_disk: Sequence[int]) -> None:
+        """Directories without a row (an old database was put back): told and stopped, never run, never reused."""
+        known = self.store.states(on_disk)
+        self.unknown = [job_id for job_id in on_disk if job_id not in known]
+        for job_id in self.unknown:
+            self.report(f"jobs/{job_id} belongs to no job in the database: kept, not run")
+            folder = self.settings.state.job(job_id)
+            for number in (int(name) for name in os.listdir(folder) if name.isdigit()):
+                self.engine.stop([Stop((job_id, number), launch_id(self.store.box_id, job_id, number), grace=0.0)])
+
+    # --- the loop ---
+
+    def pass_once(self, now: float) -> None:
+        """One turn. `now`: UTC epoch seconds."""
+        moves, fences = self.settle(now)
+        moves += self.fail(now)
+        decision = self.schedule(now)
+        self.apply(decision.starts, moves, fences, now)
+        self.prepare(decision, now)
+        self.wakes_at = decision.wakes_at
+
+    def settle(self, now: float) -> tuple[list[Move], list[Stop]]:
+        """What the disk says about the active jobs."""
+        moves: list[Move] = []
+        fences: list[Stop] = []
+        active = list(self.book.active.values())
+        evidence = self.engine.evidence([(job.id, job.attempt) for job in active])
+        for job in active:
+            waited = time.monotonic() - self._asked.get(job.id, -float("inf"))
+            verdict = settle(job, self.book.spec(job), evidence[job.id, job.attempt], now, waited)
+            if verdict.action is Action.FENCE:
+                fences.append(self.stop_of(job, fence=True))
+            elif verdict.action is not Action.KEEP:
+                moves += self._carry(job, verdict, now)
+        return moves, fences
+
+    def fail(self, now: float) -> list[Move]:
+        """The queued jobs whose environment or code could not be made."""
+        failures, self.preparation.failures = self.preparation.failures, []
+        moves: list[Move] = []
+        for failure in failures:
+            for job in [job for job in self.book.queued if _concerns(failure, job)]:
+                verdict = after_waiting(job, self.book.spec(job), failure.reason, failure.detail, now)
+                moves += self._carry(job, verdict, now)
+        return moves
+
+    def schedule(self, now: float, explain: bool = False) -> Decision:
+        book = self.book
+        wanted = {job.environment for job in book.queued if job.environment is not None}
+        facts = Facts(
+            capacity=self.engine.capacity(),
+            now=now,
+            ended=book.ended,
+            building=self.preparation.words(wanted),
+            laid_out=self.preparation.laid_out,
+            paused=self.paused(),
+        )
+        return schedule(book.queued, list(book.active.values()), facts, explain)
+
+    def apply(self, starts: Sequence[Job], moves: Sequence[Move], fences: Sequence[Stop], now: float) -> None:
+        """Commit what was decided, then do it."""
+        if moves or starts:
+            self._commit(starts, moves, now)
+        for move in moves:
+            self.events.publish("job", move.job_id, move.to, now)
+        for job in starts:
+            self.book.start(job)
+            self._asked[job.id] = time.monotonic()
+            self.events.publish("job", job.id, words.STARTING, now)
+        if fences:
+            self.engine.stop(fences)
+        if starts:
+            self.engine.start([self._launch(job) for job in starts])
+
+    def end_queued(self, jobs: Sequence[Job], verdict: Verdict, now: float) -> None:
+        """End jobs that wait, and those that waited for them."""
+        moves = [move for job in jobs for move in self._carry(job, verdict, now)]
+        self.apply([], moves, [], now)
+
+    def prepare(self, decision: Decision, now: float) -> None:
+        """Environments of the jobs that wait, and work trees for the next few that could start."""
+        awake = (job for job in self.book.queued if job.not_before is None or job.not_before <= now)
+        first = list(itertools.islice(awake, 8 * self.settings.trees_ahead))
+        self.preparation.build(dict.fromkeys(job.environment for job in first if job.environment is not None))
+        if decision.prepares or any(job.snapshot is not None for job in first):
+            facts = Facts(self.engine.capacity(), now, self.book.ended, {}, paused=self.paused())
+            soon = [job for job in first if job.snapshot is not None and blocked(job, facts) is None]
+            self.preparation.lay_out(decision.prepares + [job for job in soon if job not in decision.prepares])
+
+    # --- steps in memory ---
+
+    def _carry(self, job: Job, verdict: Verdict, now: float) -> list[Move]:
+        """A verdict into the book, and as moves for the transaction; an end takes along those who waited for it."""
+        if job.id not in self.book.jobs:
+            return []  # already ended in this pass, with the job that it waited for
+        end = self._explained(job, verdict.exit)
+        queued = job.state == words.QUEUED
+        if end is not None:
+            job.exit_code, job.signal, job.reason, job.detail = end.exit_code, end.signal, end.reason, end.detail
+        if verdict.action is Action.RUN:
+            job.state, job.started_at, job.misfires = words.RUNNING, verdict.started_at, 0
+            return [Move(job.id, job.attempt, words.RUNNING, started_at=verdict.started_at)]
+        self._over(job)
+        if verdict.action is Action.END:
+            return self._end(job, verdict.state, end, queued, now)
+        again = verdict.action is Action.RETRY
+        counted = again and verdict.not_before is not None
+        job.not_before = verdict.not_before
+        job.retries_used += counted
+        job.misfires = job.misfires + 1 if verdict.misfire else 0
+        self.book.requeue(job)
+        state = verdict.state if again else words.LOST
+        was = None if queued else state
+        return [Move(job.id, job.attempt, words.QUEUED, was, end, None, verdict.not_before, counted, verdict.misfire)]
+
+    def _end(self, job: Job, state: str, end: Exit | None, queued: bool, now: float) -> list[Move]:
+        job.ended_at = end.ended_at if end is not None else now
+        if end is not None and end.started_at is not None:
+            job.started_at = end.started_at
+        moves = [Move(job.id, job.attempt, state, None if queued else state, end)]
+        for waiter in self.book.end(job, state):
+            sentence = broken_dependency(waiter.after, self.book.ended)
+            if sentence is not None:
+                broken = Exit("dependency_failed", None, None, sentence, now, False)
+                moves += self._carry(waiter, Verdict(Action.END, words.FAILED, broken), now)
+        return moves
+
+    def _over(self, job: Job) -> None:
+        self._asked.pop(job.id, None)
+        self.preparation.forget(job.id)
+
+    def _explained(self, job: Job, end: Exit | None) -> Exit | None:
+        """An end with the line of the log that shows its reason."""
+        if end is None or not end.started or job.attempt == 0:
+            return end
+        return ends.explained(end, self.attempt_dir(job).log)
+
+    # --- hands ---
+
+    def _commit(self, starts: Sequence[Job], moves: Sequence[Move], now: float) -> None:
+        try:
+            applied = self._record(starts, moves, now)
+            elsewhere = ({move.job_id for move in moves} | {job.id for job in starts}) - applied
+            if elsewhere:
+                raise StateDamaged(f"the queue and the database disagreed about jobs {sorted(elsewhere)}")
+        except Problem:
+            self.reload()  # the book went ahead of the database
+            raise
+
+    def _record(self, starts: Sequence[Job], moves: Sequence[Move], now: float) -> set[int]:
+        try:
+            return self.store.apply(starts, moves, now)
+        except DiskFull:
+            # Ends must be recorded even then: that is what the ballast is for.
+            if not os.path.exists(self.settings.state.ballast):
+                raise
+            os.unlink(self.settings.state.ballast)
+            self.report("the disk is full: gave up the ballast to record what ended")
+            return self.store.apply(starts, moves, now)
+
+    def _launch(self, job: Job) -> Launch:
+        return launch(job, self.book.spec(job), self.settings, self.store.box_id, self.bin_dir(job.environment))
+
+    def stop_of(self, job: Job, grace: float | None = None, fence: bool = False) -> Stop:
+        ours = launch_id(self.store.box_id, job.id, job.attempt)
+        return Stop((job.id, job.attempt), ours, grace, fence, ran=job.state == words.RUNNING)
+
+    def attempt_dir(self, job: Job, number: int | None = None) -> AttemptDir:
+        return self.settings.state.job(job.id).attempt(job.attempt if number is None else number)
+
+    # --- the state's disk ---
+
+    def paused(self) -> str | None:
+        """Why nothing starts at all; None when jobs may start."""
+        if self.draining:
+            return "the box is draining: `runner drain --off` lets jobs start again"
+        free, total = files.disk_room(self.settings.state)
+        wanted = max(self.settings.free_bytes, total // 50)
+        if free < wanted:
+            return f"nothing starts: {size(free)} free on the box's disk, {size(wanted)} wanted; see `runner clean`"
+        return None
+
+    def keep_ballast(self) -> None:
+        """Room that can be given up on a full disk, made while there is plenty."""
+        path = self.settings.state.ballast
+        free, _ = files.disk_room(self.settings.state)
+        if os.path.exists(path) or free < self.settings.free_bytes + BALLAST_BYTES:
+            return
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, BALLAST_BYTES)
+        except OSError:
+            os.unlink(path)
+        finally:
+            os.close(fd)
+
+
+def _concerns(failure: Failure, job: Job) -> bool:
+    if failure.job is not None:
+        return job.id == failure.job
+    return job.environment == failure.environment

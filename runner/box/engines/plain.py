@@ -1,0 +1,245 @@
+"""The plain engine: supervisors as detached processes of one user, forked from a preloaded parent. No root."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from runner import files
+from runner.box.engines import Key, Launch, Stop
+from runner.files import failpoint
+from runner.job import processes
+from runner.model import Evidence, Exit, Resources
+from runner.paths import AttemptDir, StateDir
+
+KILL_WAIT = 5.0  # seconds that a fence waits for killed processes to be gone
+
+# Starts a parent of supervisors on one end of a socket pair; returns its process id.
+Spawn = Callable[[socket.socket], int]
+
+
+class Plain:
+    def __init__(self, state: StateDir, capacity: Resources, spawn: Spawn) -> None:
+        self.state = state
+        self._capacity = capacity
+        self._spawn = spawn
+        self._link: socket.socket | None = None
+        self.parent: int | None = None
+
+    # --- the four verbs ---
+
+    def capacity(self) -> Resources:
+        return self._capacity
+
+    def start(self, launches: Sequence[Launch]) -> None:
+        if not launches:
+            return
+        for launch in launches:
+            self._make_dirs(*launch.key)
+        files.fsync_dir(self.state.jobs)
+        failpoint("d.dirs")
+        for launch in launches:
+            directory = self._dir(launch.key)
+            # Not fsynced: after a power cut an attempt without a `started` record is abandoned, never started.
+            _write_spec(directory, launch)
+            failpoint("d.spec")
+            self._ask(directory)
+            failpoint("d.asked")
+
+    def stop(self, stops: Sequence[Stop]) -> None:
+        for stop in stops:
+            if stop.fence:
+                self._fence(stop)
+            else:
+                self._wish(stop)
+
+    def evidence(self, keys: Sequence[Key]) -> Mapping[Key, Evidence]:
+        boot = files.boot_id()
+        return {key: self._evidence(self._dir(key), boot) for key in keys}
+
+    # --- reading ---
+
+    def _evidence(self, directory: AttemptDir, boot: str) -> Evidence:
+        end = _read_exit(directory)
+        if end is not None:
+            return Evidence(end, None, False)
+        if not os.path.isdir(directory):
+            return Evidence(None, None, False, missing=True)
+        held = files.lock(directory.lock)
+        try:
+            # Read again under the lock: it may have ended since, and nothing can be written by others now.
+            end = _read_exit(directory) if held is not None else None
+            started = _read(directory, "started")
+            return Evidence(
+                exit=end,
+                started_at=_number(started.get("started_at")) if started is not None else None,
+                alive=held is None,
+                rebooted=started is not None and started.get("boot_id") != boot,
+                abandoned=_read(directory, "abandoned") is not None,
+            )
+        finally:
+            if held is not None:
+                os.close(held)
+
+    # --- writing ---
+
+    def _wish(self, stop: Stop) -> None:
+        directory = self._dir(stop.key)
+        if not os.path.isdir(directory):
+            return  # the next look at the evidence settles it
+        record: dict[str, object] = {"requested_at": time.time()}
+        if stop.grace is not None:
+            record["grace"] = stop.grace
+        if not files.put(directory, "cancel", record) and stop.grace == 0:
+            files.put(directory, "kill", record)
+        failpoint("d.wished")
+
+    def _fence(self, stop: Stop) -> None:
+        """Under the attempt's lock: it never ran, so it never will; or it ran, and what is left of it is ended."""
+        directory = self._dir(stop.key)
+        missing = not os.path.isdir(directory)
+        failpoint("d.fence")
+        self._make_dirs(*stop.key)
+        held = files.lock(directory.lock)
+        if held is None:
+            return  # a supervisor is there after all
+        try:
+            if _read_exit(directory) is not None:
+                return
+            started = _read(directory, "started")
+            if started is None and not stop.ran and not missing:
+                failpoint("d.fencing")
+                files.put(directory, "abandoned", {"at": time.time()})
+                failpoint("d.fenced")
+                return
+            ran = started is not None or stop.ran or bool(processes.carriers(stop.launch_id))
+            if not _end_all(stop.launch_id):
+                return  # something will not die: look again later, claim nothing
+            if not ran:
+                files.put(directory, "abandoned", {"at": time.time()})
+                return
+            files.put(directory, "exit", _lost(started) | {"launch_id": stop.launch_id})
+            failpoint("d.buried")
+        finally:
+            os.close(held)
+
+    def _make_dirs(self, job_id: int, attempt: int) -> None:
+        job = self.state.job(job_id)
+        for path in (job, job.out, job.checkpoint, job.attempt(attempt)):
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                continue
+        files.fsync_dir(job)
+
+    def _dir(self, key: Key) -> AttemptDir:
+        return self.state.job(key[0]).attempt(key[1])
+
+    # --- the parent of supervisors ---
+
+    def _ask(self, directory: str) -> None:
+        """Ask the parent for a supervisor; a parent that is gone is replaced once, then the next pass tries again."""
+        for _ in range(2):
+            if self._link is None:
+                self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with theirs:
+                    self.parent = self._spawn(theirs)
+            try:
+                self._link.send(os.fsencode(directory))
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                self._link.close()
+                self._link = None
+
+    def refusals(self) -> Iterator[tuple[str, str]]:
+        """(attempt directory, why) of the supervisors that the parent could not fork."""
+        while self._link is not None:
+            try:
+                packet = self._link.recv(65536, socket.MSG_DONTWAIT)
+            except (BlockingIOError, ConnectionResetError):
+                return
+            if not packet:
+                self._link.close()
+                self._link = None
+                return
+            why, _, directory = packet.decode().partition("\0")
+            yield directory, why
+
+    def close(self) -> None:
+        """Let the parent go; supervisors stay."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+
+def _write_spec(directory: AttemptDir, launch: Launch) -> None:
+    record = {"version": files.SCHEMA, "launch_id": launch.launch_id, "job": launch.key[0], "attempt": launch.key[1]}
+    data = json.dumps(record | launch.spec).encode()
+    fd = os.open(f"{directory}/.spec", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+    os.rename(f"{directory}/.spec", directory.spec)
+
+
+def _end_all(launch_id: str) -> bool:
+    """Kill every process of a launch; True when none is left."""
+    deadline = time.monotonic() + KILL_WAIT
+    while carriers := processes.carriers(launch_id):
+        family = set(carriers)
+        for pid in carriers:
+            family |= processes.descendants(pid)
+        processes.kill(family)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _lost(started: dict[str, object] | None) -> dict[str, object]:
+    if started is None:
+        reason = "record_missing"
+    else:
+        reason = "supervisor_died" if started.get("boot_id") == files.boot_id() else "reboot"
+    end: dict[str, object] = {"exit_code": None, "signal": None, "detail": "", "started": True}
+    if started is not None and "started_at" in started:
+        end["started_at"] = started["started_at"]
+    return end | {"reason": reason, "ended_at": time.time()}
+
+
+def _read(directory: str, name: str) -> dict[str, object] | None:
+    """A record; a damaged one counts as present and empty (an empty tombstone is still a tombstone)."""
+    try:
+        return files.get(directory, name)
+    except ValueError:
+        return {}
+
+
+def _read_exit(directory: str) -> Exit | None:
+    record = _read(directory, "exit")
+    if record is None:
+        return None
+    if "ended_at" not in record:
+        detail = f"its exit record is damaged and kept at {directory}/exit"
+        return Exit("supervisor_died", None, None, detail, time.time(), True)
+    return Exit(
+        reason=None if record.get("reason") is None else str(record["reason"]),
+        exit_code=_whole(record.get("exit_code")),
+        signal=_whole(record.get("signal")),
+        detail=str(record.get("detail", "")),
+        ended_at=_number(record["ended_at"]),
+        started=bool(record.get("started", True)),
+        started_at=_number(record["started_at"]) if "started_at" in record else None,
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,85 @@
+"""What a supervisor is handed to start a job: command, folder, environment variables, limits."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+from runner.box.engines import Launch
+from runner.box.settings import Settings
+from runner.box.submissions import command
+from runner.job.processes import LAUNCH_VARIABLE
+from runner.model import Job, JobSpec
+
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+PASSED_ON = ("LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy", "LD_LIBRARY_PATH")
+
+
+def launch_id(box_id: str, job: int, attempt: int) -> str:
+    """Names one attempt of one job of one box, for ever."""
+    return f"{box_id}-{job}-{attempt}"
+
+
+def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: str) -> Launch:
+    """The launch of the job's current attempt.
+
+    bin_dir: where its environment's `python` is, put first on PATH.
+    """
+    ours = launch_id(box_id, job.id, job.attempt)
+    folder = settings.state.job(job.id)
+    work = os.path.join(settings.state.tree(job.id), spec.directory) if job.snapshot else folder.out
+    return Launch(
+        key=(job.id, job.attempt),
+        launch_id=ours,
+        spec={
+            "argv": command(spec.command, job.params),
+            "directory": work.rstrip("/"),
+            "env": variables(job, spec, settings, ours, bin_dir),
+            "time_limit": spec.time_limit,
+            "grace": spec.grace,
+            "log_head_bytes": settings.log_head_bytes,
+            "log_tail_bytes": settings.log_tail_bytes,
+            "events": settings.state.events,
+        },
+    )
+
+
+def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: str) -> dict[str, str]:
+    """The whole environment of a job: little of the box's own, what was asked for, and RUNNER_*."""
+    name, home, shell = _user()
+    folder = settings.state.job(job.id)
+    made = {
+        "HOME": os.environ.get("HOME", home),
+        "USER": name,
+        "LOGNAME": name,
+        "SHELL": shell,
+        "LANG": "C.UTF-8",
+        "PATH": f"{bin_dir}:{SYSTEM_PATH}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    made |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    if os.path.exists(f"{os.path.dirname(bin_dir)}/pyvenv.cfg"):
+        made["VIRTUAL_ENV"] = os.path.dirname(bin_dir)
+    made |= spec.env
+    made |= {
+        "RUNNER_JOB_ID": str(job.id),
+        "RUNNER_ATTEMPT": str(job.attempt),
+        "RUNNER_OUT": folder.out,
+        "RUNNER_CHECKPOINT": folder.checkpoint,
+        "RUNNER_DATA": settings.data,
+        LAUNCH_VARIABLE: ours,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    if job.array_index is not None:
+        made["RUNNER_ARRAY_INDEX"] = str(job.array_index)
+    return made | {f"RUNNER_PARAM_{name}": value for name, value in job.params.items()}
+
+
+def _user() -> tuple[str, str, str]:
+    """Name, home and shell of who we are; in a container that may be a number without an entry."""
+    try:
+        user = pwd.getpwuid(os.getuid())
+    except KeyError:
+        return str(os.getuid()), "/", "/bin/sh"
+    return user.pw_name, user.pw_dir, user.pw_shell or "/bin/sh"

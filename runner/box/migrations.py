@@ -1,0 +1,95 @@
+"""The schema's version: an older database is copied, then carried forward in one transaction; a newer one is refused.
+
+To change the schema: raise VERSION, add the step from the last version to STEPS, put a specimen of the last one under
+tests/data/. Plain sqlite3: a step must not depend on table classes that will change after it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+
+from runner.box.sqlite import damaged, translated
+from runner.errors import StateDamaged
+from runner.files import failpoint, fsync_dir
+
+VERSION = 2
+
+
+def _from_1(connection: sqlite3.Connection) -> None:
+    """2: a job counts the attempts in a row that never came to run."""
+    connection.execute("ALTER TABLE jobs ADD COLUMN misfires INTEGER NOT NULL DEFAULT 0")
+
+
+STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1}
+
+
+def prepare(path: str) -> None:
+    """Make the database at path fit for this version, or leave it untouched and say why not."""
+    if not os.path.exists(path) or os.path.getsize(path) == 0:
+        return
+    connection = _open(path)
+    try:
+        found = _check(connection, path)
+        if found < VERSION:
+            with translated(path):
+                _copy(connection, f"{path}.copy-before-{found}-to-{VERSION}")
+                failpoint("migrate.copied")
+                _upgrade(connection, found)
+            failpoint("migrate.done")
+    finally:
+        connection.close()
+
+
+def _open(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, timeout=5.0)
+
+
+def _check(connection: sqlite3.Connection, path: str) -> int:
+    """The version found; StateDamaged if it is newer than ours, or not a sound database."""
+    with translated(path):
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    if verdict != "ok":
+        raise damaged(path, verdict)
+    if version > VERSION:
+        raise StateDamaged(
+            f"the database {path} was made by a newer gpubox (schema {version}, this one knows {VERSION})",
+            "install the newer version again: `pip install --upgrade 'gpubox[box]'`; nothing was changed",
+        )
+    return version or VERSION
+
+
+def _copy(connection: sqlite3.Connection, target: str) -> None:
+    """A durable copy, by SQLite's own backup: a plain copy of a database in use may be torn."""
+    temporary = f"{target}.part"
+    if os.path.exists(temporary):
+        os.unlink(temporary)
+    copy = sqlite3.connect(temporary)
+    try:
+        connection.backup(copy)
+    finally:
+        copy.close()
+    fd = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, target)
+    fsync_dir(os.path.dirname(target))
+
+
+def _upgrade(connection: sqlite3.Connection, found: int) -> None:
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for version in range(found, VERSION):
+            STEPS[version](connection)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        failpoint("migrate.committing")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,74 @@
+"""Which environment a job's snapshot declares: read at submit, and again when it is built."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from runner import errors
+from runner.box.code import Blobs, Manifest
+from runner.box.envs import Recipe, choose
+from runner.model import Job, JobSpec
+
+REMEMBERED = 1024  # answers kept for the next submit of the same snapshot
+
+Source = tuple[str, str | None, str]  # snapshot, script, what was asked for
+
+
+class Recipes:
+    def __init__(self, blobs: Blobs, base_python: str) -> None:
+        self._blobs, self._base_python = blobs, base_python
+        self._known: OrderedDict[Source, str | None] = OrderedDict()
+        self._sources: dict[str, Source] = {}  # environment -> a snapshot that declares it
+
+    def recover(self, jobs: Iterable[Job]) -> None:
+        """After a restart: where the environments of the unfinished jobs came from."""
+        for job in jobs:
+            if job.environment is not None and job.snapshot is not None:
+                self._sources[job.environment] = (job.snapshot, job.script, "auto")
+
+    def knows(self, spec: JobSpec) -> bool:
+        return (spec.snapshot, spec.script, spec.environment) in self._known
+
+    def environment(self, spec: JobSpec) -> str | None:
+        """The id of the environment that a spec asks for; None: the base one. Reads the snapshot unless it is known
+        from a moment ago. SnapshotUnknown, or BadRequest when the declaration can't be used."""
+        if spec.snapshot is None:
+            if spec.script is not None:
+                raise errors.BadRequest(f"there is no {spec.script} without a snapshot", "submit a command instead")
+            return None
+        source = (spec.snapshot, spec.script, spec.environment)
+        if source not in self._known:
+            recipe = self._read(source)
+            self._known[source] = recipe.id if recipe is not None else None
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        name = self._known[source]
+        if name is not None:
+            self._sources[name] = source
+        return name
+
+    def recipe(self, environment: str) -> Recipe:
+        """How to build an environment that some job waits for."""
+        source = self._sources.get(environment)
+        recipe = self._read(source) if source is not None else None
+        if recipe is None or recipe.id != environment:
+            # Declared for another Python or by another version of gpubox: its id can't come out again.
+            raise errors.NotFound(
+                f"the environment {environment} can't be made any more: the box's Python or gpubox has changed",
+                "`runner rerun` makes a job with the environment of today",
+            )
+        return recipe
+
+    def _read(self, source: Source) -> Recipe | None:
+        snapshot, script, wanted = source
+        manifest = self._blobs.manifest(snapshot)
+        if script is not None and script not in manifest.files and script not in manifest.links:
+            raise errors.BadRequest(
+                f"{script!a} is not among the files sent", "check its name; files that git ignores are not sent"
+            )
+        return choose(lambda path: self._content(manifest, path), script, wanted, self._base_python)
+
+    def _content(self, manifest: Manifest, path: str) -> bytes | None:
+        entry = manifest.files.get(path)
+        return None if entry is None else self._blobs.read(entry[2])

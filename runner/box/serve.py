@@ -1,0 +1,249 @@
+"""The wiring: the only place that knows everybody. Settings, state, engine, daemon, API; and the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from runner.box import premises, settings
+from runner.box.api import House, make_app
+from runner.box.auth import Gate, peer
+from runner.box.code import Blobs, Trees
+from runner.box.daemon import Daemon
+from runner.box.diary import Diary
+from runner.box.engines.plain import Plain
+from runner.box.envs import Environments
+from runner.box.frozen import Parents, freeze
+from runner.box.prepare import Preparation
+from runner.box.recipes import Recipes
+from runner.box.retention import Retention
+from runner.box.settings import Settings
+from runner.box.store import Store
+from runner.box.turns import Hints, Turns
+from runner.box.wishes import Wishes
+from runner.box.workers import Workers
+from runner.errors import Problem
+from runner.model import Resources
+
+CONNECTIONS_MAX = 256  # a follower costs three descriptors, and 1024 are usual
+GOODBYE_SECONDS = 5  # for requests that are being answered when the daemon ends
+PARENT_SECONDS = 1.0
+HOUSEKEEPING_SECONDS = 3600.0
+IDLE_LOOKS = 15  # in the time after which an idle daemon ends
+
+
+def serve(by_command: bool, ready: int | None) -> int:
+    """Run the daemon; returns the code to exit with. Problem when it can't begin."""
+    chosen = settings.load()
+    premises.take(chosen)  # held until this process ends or becomes another
+    diary = Diary(chosen.state.daemon_log)
+    try:
+        with asyncio.Runner() as runner:
+            end = runner.run(_run(chosen, diary, by_command, ready))
+    except Problem as problem:
+        diary.write(f"it could not start: {problem.message}")
+        raise
+    if end.again:
+        os.execv(sys.executable, [sys.executable, *_again(sys.orig_argv[1:])])
+    return end.problem.exit_code if end.problem is not None else 0
+
+
+def _again(arguments: list[str]) -> list[str]:
+    """Our own arguments once more; whoever waited for `ready` has got it."""
+    if "--ready-fd" in arguments:
+        at = arguments.index("--ready-fd")
+        arguments = arguments[:at] + arguments[at + 2 :]
+    return arguments
+
+
+class _End:
+    """How it ends."""
+
+    def __init__(self, diary: Diary) -> None:
+        self._diary = diary
+        self.wanted = asyncio.Event()
+        self.again = False
+        self.problem: Problem | None = None
+
+    def leave(self, again: bool = False) -> None:
+        self.again = again
+        self.wanted.set()
+
+    def doomed(self, problem: Problem) -> None:
+        self._diary.write(f"the daemon ends, jobs go on: {problem.message}; {problem.hint}")
+        self.problem = problem
+        self.wanted.set()
+
+
+async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | None) -> _End:
+    """Everything, made in the order in which one depends on another, and closed in the other direction."""
+    with ExitStack() as closing:
+        end = _End(diary)
+        made = _Made(chosen, diary, closing)
+        turns = Turns(made.daemon, end.doomed)
+        made.workers.wake = turns.wake
+        hints = Hints(chosen.state, chosen.state.events, turns.wake)
+        closing.callback(hints.close)
+        house = made.house(turns, end)
+        server = _Server(house)
+        sock = premises.listen(chosen.socket)
+        await server.begin(sock)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, end.leave)
+        turns.wake()
+        _tell(ready, chosen)
+        chores = [asyncio.create_task(_keep_house(house, diary))]
+        if by_command:
+            chores.append(asyncio.create_task(_end_when_idle(house, made.workers, end)))
+        gc.collect()
+        gc.freeze()
+        await end.wanted.wait()
+        turns.stop()
+        os.unlink(chosen.socket)
+        await server.finish()
+        for chore in chores:
+            chore.cancel()
+    return end
+
+
+class _Made:
+    """What the daemon is made of."""
+
+    def __init__(self, chosen: Settings, diary: Diary, closing: ExitStack) -> None:
+        state = chosen.state
+        self.settings = chosen
+        self.store = Store(state.database)
+        closing.callback(self.store.close)
+        self.blobs = Blobs(state.blobs)
+        self.trees = Trees(state.trees, self.blobs)
+        self.environments = Environments(state.envs, chosen.base_python, time_limit=chosen.build_minutes * 60)
+        self.recipes = Recipes(self.blobs, chosen.base_python)
+        self.workers = Workers(asyncio.get_running_loop())
+        parents = Parents(freeze(state.supervisor), diary.fd)
+        closing.callback(parents.wait, PARENT_SECONDS)
+        capacity = Resources(chosen.cpus, chosen.memory_bytes, 0)
+        self.engine = Plain(state, capacity, parents.spawn)
+        closing.callback(self.engine.close)
+        self.base_bin = premises.base_bin(chosen)
+        self.daemon = Daemon(chosen, self.store, self.engine, self._preparation(), self._bin_dir, diary.write)
+        self.daemon.recover()
+        self.trees.sweep(self.daemon.book.jobs)
+        self.recipes.recover(self.daemon.book.jobs.values())
+
+    def _preparation(self) -> Preparation:
+        return Preparation(
+            ready=self.environments.ready,
+            build=lambda name: self.environments.build(self.recipes.recipe(name)),
+            make_tree=self.trees.make,
+            remove_tree=self.trees.remove,
+            background=self.workers.background,
+            trees_ahead=self.settings.trees_ahead,
+        )
+
+    def _bin_dir(self, environment: str | None) -> str:
+        if environment is None:
+            return self.base_bin
+        self.environments.touch(environment)
+        return self.environments.bin_dir(environment)
+
+    def house(self, turns: Turns, end: _End) -> House:
+        return House(
+            daemon=self.daemon,
+            wishes=Wishes(self.daemon, self.recipes.environment, turns.wake),
+            blobs=self.blobs,
+            recipes=self.recipes,
+            retention=Retention(self.daemon, self.blobs, self.environments, self.workers.call),
+            gate=Gate(),
+            call=self.workers.call,
+            leave=end.leave,
+        )
+
+
+def _tell(ready: int | None, chosen: Settings) -> None:
+    if ready is not None:
+        try:
+            os.write(ready, b"ready\n")
+            os.close(ready)
+        except OSError:
+            pass  # whoever started us is gone
+    if sys.stdout is not None and sys.stdout.isatty():
+        print(f"the box {chosen.box} listens on {chosen.socket}; Ctrl-C ends it, jobs go on", flush=True)  # noqa: T201
+
+
+# --- chores ---
+
+
+async def _keep_house(house: House, diary: Diary) -> None:
+    while True:
+        try:
+            await house.retention.keep_house()
+        except (Problem, OSError) as error:
+            diary.write(f"could not clean up: {error}")
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+
+async def _end_when_idle(house: House, workers: Workers, end: _End) -> None:
+    """A daemon that a command started ends after a while without jobs, requests and followers."""
+    patience = house.daemon.settings.idle_minutes * 60
+    house.touch()
+    while True:
+        await asyncio.sleep(patience / IDLE_LOOKS)
+        if house.daemon.book.jobs or house.requests or not workers.idle:
+            house.touch()
+        elif time.monotonic() - house.last_request >= patience:
+            return end.leave()
+
+
+# --- HTTP ---
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, which says who is at the other end."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.client = peer(transport.get_extra_info("socket"))
+
+
+class _Server:
+    """uvicorn on our socket and our loop, without its own main loop, which would wake ten times a second."""
+
+    def __init__(self, house: House) -> None:
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what goes wrong is said by Front
+        self._house = house
+        config = uvicorn.Config(
+            make_app(house),
+            loop="asyncio",
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,  # or a header could say who asks
+            server_header=False,
+            date_header=False,
+            limit_concurrency=CONNECTIONS_MAX,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=GOODBYE_SECONDS,
+        )
+        config.load()
+        self._server = uvicorn.Server(config)
+        self._server.lifespan = config.lifespan_class(config)
+
+    async def begin(self, sock: socket.socket) -> None:
+        await self._server.startup(sockets=[sock])
+
+    async def finish(self) -> None:
+        self._house.close_streams()
+        await self._server.shutdown()

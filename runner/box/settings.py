@@ -1,0 +1,105 @@
+"""The box's settings: a TOML file (`box.toml` in the configuration directory) and GPUBOX_* variables over it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TypeVar
+
+from runner import paths
+from runner.errors import BadSettings, nearest
+from runner.paths import StateDir
+
+GIB = 1 << 30
+DAY = 86400.0
+
+
+T = TypeVar("T")
+
+
+def _setting(default: T, means: str) -> T:
+    made: T = field(default=default, metadata={"means": means})
+    return made
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field a setting: `box.toml` takes it by its name, the environment as GPUBOX_<NAME>."""
+
+    state: StateDir
+    socket: str
+    box: str = _setting("local", "the box's name, as in runs/<box>-<id>/")
+    cpus: int = _setting(0, "cpus to give away; 0: all that this process may use")
+    memory_bytes: int = _setting(0, "memory to give away; 0: all of it")
+    base_python: str = _setting("", "interpreter of jobs that declare nothing; empty: the one under the daemon's own")
+    data: str = _setting("", "RUNNER_DATA of the jobs; empty: data/ in the state directory")
+    trees_ahead: int = _setting(4, "work trees made ahead for the next jobs")
+    log_head_bytes: int = _setting(16 << 20, "start of a log that is always kept")
+    log_tail_bytes: int = _setting(256 << 20, "end of a log that is always kept")
+    keep_logs_days: float = _setting(90.0, "logs of ended jobs are kept this long")
+    keep_logs_bytes: int = _setting(10 * GIB, "and together take at most this much")
+    keep_outputs_days: float = _setting(30.0, "outputs that were fetched are kept this long")
+    keep_outputs_bytes: int = _setting(100 * GIB, "and fetched outputs together take at most this much")
+    keep_envs_days: float = _setting(60.0, "environments that no job used are kept this long")
+    keep_envs_bytes: int = _setting(50 * GIB, "and environments together take at most this much")
+    idle_minutes: float = _setting(15.0, "a daemon that a command started ends after this long without work")
+    free_bytes: int = _setting(GIB, "nothing starts with less free on the state's disk than this, or 2 % of it")
+    build_minutes: float = _setting(60.0, "an environment's build may take this long")
+    upload_bytes: int = _setting(20 * GIB, "one upload of code may be this large")
+
+
+def load(variables: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings. BadSettings names the file or variable, the value, and what would do."""
+    variables = os.environ if variables is None else variables
+    values: dict[str, object] = {}
+    known = {setting.name: setting for setting in fields(Settings)}
+    path = f"{paths.config_dir()}/box.toml"
+    for name, value in _file(path).items():
+        if name not in known or name in ("state", "socket"):
+            raise BadSettings(f"{path} names a setting that does not exist: {name}{nearest(name, known)}")
+        values[name] = _typed(path, name, value, type(known[name].default))
+    for name, setting in known.items():
+        said = variables.get(f"GPUBOX_{name.upper()}")
+        if said and name not in ("state", "socket"):
+            values[name] = _typed("the environment", f"GPUBOX_{name.upper()}", said, type(setting.default))
+    state = StateDir(os.path.abspath(paths.state_dir()))
+    settings = Settings(state=state, socket=paths.api_socket(state), **values)  # type: ignore[arg-type]
+    return _filled(settings)
+
+
+def _file(path: str) -> dict[str, object]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise BadSettings(f"{path} can't be read: {error}", "mend it or move it away") from error
+
+
+def _typed(where: str, name: str, value: object, kind: type) -> object:
+    try:
+        typed = kind(value)
+        if kind in (int, float) and not typed >= 0:  # nan is not, either
+            raise ValueError
+        if kind is int and isinstance(value, bool | float):
+            raise ValueError  # 1.5 cpus would silently be 1
+    except (TypeError, ValueError, OverflowError):
+        wanted = {int: "a whole number", float: "a number", str: "text"}[kind]
+        raise BadSettings(f"{where} sets {name} to {value!r}, which is not {wanted} of 0 or more") from None
+    return typed
+
+
+def _filled(settings: Settings) -> Settings:
+    """The values that 0 or empty stand for."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return replace(
+        settings,
+        cpus=settings.cpus or len(os.sched_getaffinity(0)),
+        memory_bytes=settings.memory_bytes or memory,
+        base_python=settings.base_python or getattr(sys, "_base_executable", sys.executable),
+        data=settings.data or f"{settings.state}/data",
+    )

@@ -1,0 +1,124 @@
+"""PURE: what the disk says about an attempt, carried into what the queue should say about its job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import assert_never
+
+from runner import words
+from runner.model import Evidence, Exit, Job, JobSpec
+
+START_GRACE = 10.0  # a supervisor that was asked for and has not taken its lock by then is fenced off
+MISFIRES_MAX = 3  # attempts in a row that never ran, before the job fails instead of starting again
+RETRY_PAUSE_MAX = 300.0
+
+STATE_OF_REASON = {
+    None: words.SUCCEEDED,
+    "cancelled": words.CANCELLED,
+    "time_limit": words.TIMED_OUT,
+    "host_out_of_memory": words.OUT_OF_MEMORY,
+    "reboot": words.LOST,
+    "supervisor_died": words.LOST,
+    "record_missing": words.LOST,
+}
+
+
+class Action(Enum):
+    KEEP = "keep"  # nothing new
+    RUN = "run"  # starting -> running
+    FENCE = "fence"  # make sure that this attempt never runs, or no longer does; look again
+    REQUEUE = "requeue"  # it never ran: a new attempt, nothing is counted against it
+    RETRY = "retry"  # it ran and ended, and was asked to be tried again
+    END = "end"  # its state is final
+
+
+@dataclass(slots=True, frozen=True)
+class Verdict:
+    action: Action
+    state: str = ""  # END: the final state; RETRY: the attempt's
+    exit: Exit | None = None
+    started_at: float | None = None
+    not_before: float | None = None
+    misfire: bool = False  # REQUEUE: counts towards MISFIRES_MAX
+
+
+KEEP = Verdict(Action.KEEP)
+FENCE = Verdict(Action.FENCE)
+NEVER_RAN = "its supervisor never came to run it"
+
+
+def settle(job: Job, spec: JobSpec, evidence: Evidence, now: float, waited: float) -> Verdict:
+    """What follows for a starting or running job.
+
+    waited: seconds since this daemon asked for the attempt to start; infinite if an earlier daemon did.
+    """
+    if evidence.exit is not None:
+        return _ended(job, spec, evidence.exit, now)
+    if evidence.abandoned:
+        end = Exit("engine_failed", None, None, NEVER_RAN, now, False)
+        return _never_ran(job, end, now, counts=waited < float("inf"))
+    if evidence.missing:
+        return FENCE if job.state == words.RUNNING or waited > START_GRACE else KEEP
+    if evidence.alive:
+        if evidence.started_at is not None and job.state == words.STARTING:
+            return Verdict(Action.RUN, started_at=evidence.started_at)
+        return KEEP
+    if evidence.started_at is None and waited <= START_GRACE:
+        return KEEP
+    return FENCE
+
+
+def _ended(job: Job, spec: JobSpec, end: Exit, now: float) -> Verdict:
+    if end.reason == "engine_failed" and not end.started:
+        return _never_ran(job, end, now, counts=True)
+    state = STATE_OF_REASON.get(end.reason, words.FAILED)
+    if job.cancel_requested_at is None:
+        if end.reason == "reboot" and spec.requeue:
+            return Verdict(Action.RETRY, state, end)
+        if may_retry(job, spec, end.reason):
+            return Verdict(Action.RETRY, state, end, not_before=now + retry_pause(job.retries_used))
+    return Verdict(Action.END, state, end)
+
+
+def _never_ran(job: Job, end: Exit, now: float, counts: bool) -> Verdict:
+    """counts: it is the launch that failed, and not a daemon that died while it launched."""
+    if job.cancel_requested_at is not None:
+        return Verdict(Action.END, words.CANCELLED, Exit("cancelled", None, None, "", now, False))
+    if counts and job.misfires + 1 >= MISFIRES_MAX:
+        failed = Exit("engine_failed", None, None, f"{end.detail} ({MISFIRES_MAX} times)", now, False)
+        return Verdict(Action.END, words.FAILED, failed)
+    return Verdict(Action.REQUEUE, exit=end, misfire=counts)
+
+
+def may_retry(job: Job, spec: JobSpec, reason: str | None) -> bool:
+    """Whether a job that ended for this reason is to be tried again: it has retries left and the filter lets it."""
+    if reason is None or reason == "cancelled" or job.retries_used >= spec.retries:
+        return False
+    return reason in (spec.retry_on or words.RETRYABLE)
+
+
+def retry_pause(used: int) -> float:
+    """Seconds before the next retry: 1, 2, 4, ... 300."""
+    return min(2.0 ** min(used, 16), RETRY_PAUSE_MAX)
+
+
+def after_waiting(job: Job, spec: JobSpec, reason: str, detail: str, now: float) -> Verdict:
+    """The end of a job that never got to start: its environment or its code could not be made."""
+    end = Exit(reason, None, None, detail, now, False)
+    if job.cancel_requested_at is None and may_retry(job, spec, reason):
+        return Verdict(Action.RETRY, words.FAILED, end, not_before=now + retry_pause(job.retries_used))
+    return Verdict(Action.END, words.FAILED, end)
+
+
+def moves(action: Action) -> str | None:
+    """The state a job goes to by an action; None when the verdict itself names it or nothing moves."""
+    match action:
+        case Action.RUN:
+            return words.RUNNING
+        case Action.REQUEUE | Action.RETRY:
+            return words.QUEUED
+        case Action.KEEP | Action.FENCE | Action.END:
+            return None
+        case _:
+            assert_never(action)

@@ -1,0 +1,104 @@
+"""The command line: `runner COMMAND ...`. Only the chosen command's module is imported."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+from runner import errors
+from runner.cli.options import HelpAsked
+
+# group -> command -> (module, function, what it does)
+COMMANDS = {
+    "Train": {
+        "submit": ("submit", "submit", "put a script or a command in the queue and follow it"),
+        "logs": ("logs", "main", "what a job has printed; -f follows it"),
+        "wait": ("wait", "wait", "wait until jobs have ended"),
+        "pull": ("pull", "pull", "bring a job's outputs home"),
+    },
+    "Look": {
+        "ps": ("jobs", "ps", "the queue, and what ended lately"),
+        "show": ("jobs", "show", "everything about a job"),
+        "why": ("jobs", "why", "why a job waits, or how it ended"),
+        "diff": ("diff", "diff", "what changed between the code of two jobs"),
+    },
+    "Change": {
+        "cancel": ("jobs", "cancel", "end jobs, or take them out of the queue"),
+        "rerun": ("submit", "rerun", "run a job again, with the code it had"),
+        "hold": ("jobs", "hold", "keep queued jobs from starting"),
+        "release": ("jobs", "release", "let held jobs start"),
+        "priority": ("jobs", "priority", "move jobs forward or back in the queue"),
+    },
+    "The box": {
+        "box": ("box", "box", "the boxes you can use, and what they have"),
+        "drain": ("box", "drain", "let running jobs end and start no others"),
+        "clean": ("box", "clean", "remove old logs, code and fetched outputs"),
+        "serve": ("box", "serve", "run the box's daemon in this terminal, or stop it"),
+        "doctor": ("doctor", "doctor", "check that everything is as it should be"),
+    },
+    "This command": {
+        "completion": ("complete", "completion", "print a completion script for bash, zsh or fish"),
+        "help": ("help", "help", "explain a command"),
+        "version": ("help", "version", "which version this is"),
+    },
+}
+TABLE = {name: entry for group in COMMANDS.values() for name, entry in group.items()}
+ALIASES = {"--help": "help", "-h": "help", "--version": "version", "-V": "version"}
+INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: as a shell reports them
+
+
+def main() -> None:
+    """The entry point: run a command and leave at once, without taking the interpreter apart first (1 ms)."""
+    gc.disable()  # a command is over before garbage matters; those that stay turn it on again
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (BrokenPipeError, KeyboardInterrupt):
+        code = code or BROKEN_PIPE
+    os._exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code."""
+    try:
+        return _answer(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return BROKEN_PIPE
+
+
+def _answer(arguments: list[str]) -> int:
+    try:
+        return _dispatch(arguments)
+    except HelpAsked as asked:
+        from runner.cli import help
+
+        return help.explain(asked.text)
+    except errors.Problem as problem:
+        _complain(problem)
+        return problem.exit_code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name, *rest = arguments or ["help"]
+    name = ALIASES.get(name, name)
+    if name not in TABLE:
+        what = "option" if name.startswith("-") else "command"
+        hint = "`runner help` lists the commands"
+        if what == "command" and os.path.exists(name):
+            hint = f"to run it on the box: `runner submit {name}`"
+        raise errors.BadRequest(f'runner has no {what} "{name}"{errors.nearest(name, TABLE)}', hint)
+    module, function, _ = TABLE[name]
+    loaded = __import__(f"runner.cli.{module}", fromlist=(function,))
+    code = getattr(loaded, function)(rest)
+    return int(code or 0)
+
+
+def _complain(problem: errors.Problem) -> None:
+    """The error in two lines: what happened and why; what to type next. Both may hold words from the box."""
+    from runner.cli import output
+
+    output.say(f"runner: {problem.message}" + (f"\n  hint: {problem.hint}" if problem.hint else ""))

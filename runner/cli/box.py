@@ -1,0 +1,181 @@
+"""The box itself: box, drain, clean, serve."""
+
+from __future__ import annotations
+
+import time
+
+from runner import errors
+from runner.cli import options, output
+from runner.laptop import boxes, client
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+BOX = """\
+Usage: runner box [OPTIONS]
+
+The boxes you can use, and what they have. In this version that is one: local, this computer.
+
+Options:
+  --json                  as JSON
+  -h, --help              this text
+
+Examples:
+  runner box
+  runner box --json
+  GPUBOX_BOX=local runner ps
+"""
+DRAIN = """\
+Usage: runner drain [OPTIONS]
+
+Let running jobs end and start no others, for maintenance. Jobs can still be submitted; they wait.
+
+Options:
+  --off                   start jobs again
+  --json                  as JSON
+  --box NAME              which box (GPUBOX_BOX, else local)
+  -h, --help              this text
+
+Examples:
+  runner drain
+  runner drain && runner wait $(runner ps -q --state running)
+  runner drain --off
+"""
+CLEAN = """\
+Usage: runner clean [OPTIONS]
+
+Remove what is older or larger than the box's settings say: logs, code, environments, outputs that were brought home.
+Outputs that nobody has fetched are never removed.
+
+Options:
+  --dry-run               say what would be removed, and remove nothing
+  --json                  as JSON
+  --box NAME              which box (GPUBOX_BOX, else local)
+  -h, --help              this text
+
+Examples:
+  runner clean --dry-run
+  runner clean
+  runner clean --json
+"""
+SERVE = """\
+Usage: runner serve [OPTIONS]
+
+Run this computer's box in this terminal until Ctrl-C. Without it, the first command that needs the box starts it in
+the background, and it ends after 15 minutes without work.
+
+Options:
+  --stop                  stop the one that runs; jobs that run go on and are picked up again later
+  -h, --help              this text
+
+Examples:
+  runner serve
+  runner serve --stop
+  GPUBOX_STATE=/tmp/try runner serve
+"""
+STOP_SECONDS = 10.0
+
+
+def box(arguments: list[str]) -> int:
+    given = options.parse(BOX, arguments)
+    options.no_words(given, BOX)
+    hello = _running()
+    if "--json" in given:
+        output.json([{"name": boxes.LOCAL, "running": hello is not None, "box": hello}])
+        return 0
+    if hello is None:
+        output.table(("BOX", "STATE", ""), [[boxes.LOCAL, "asleep", "any command that needs it starts it"]], (2,))
+        return 0
+    state = "draining" if hello.get("draining") else "ready"
+    capacity = hello.get("capacity") or {}
+    free = hello.get("free") or {}
+    parts = [
+        output.many(int(capacity["cpus"]), "core") if capacity.get("cpus") else "",
+        f"{output.size(capacity['memory_bytes'])} of memory" if capacity.get("memory_bytes") else "",
+        output.many(int(capacity["gpus"]), "GPU") if capacity.get("gpus") else "",
+        f"{free['cpus']} free" if capacity.get("cpus") and "cpus" in free else "",
+    ]
+    output.table(("BOX", "STATE", ""), [[boxes.LOCAL, state, ", ".join(filter(None, parts))]], (2,))
+    return 0
+
+
+def _running() -> dict[str, Any] | None:
+    """What the embedded box says of itself; None when no daemon runs."""
+    try:
+        api = boxes.open_box(boxes.LOCAL, start=False)
+        return {**api.get("/hello"), **api.get("/box")}
+    except errors.Unreachable:
+        return None
+
+
+def drain(arguments: list[str]) -> int:
+    given = options.parse(DRAIN, arguments)
+    options.no_words(given, DRAIN)
+    api = boxes.open_box(given.get("--box"))
+    wanted = "--off" not in given
+    answer = api.post("/box/drain", {"on": wanted})
+    if "--json" in given:
+        output.json(answer)
+    elif wanted:
+        output.say(f"{api.box} starts no more jobs; `runner drain --off` ends that")
+    else:
+        output.say(f"{api.box} starts jobs again")
+    return 0
+
+
+def clean(arguments: list[str]) -> int:
+    given = options.parse(CLEAN, arguments)
+    options.no_words(given, CLEAN)
+    api = boxes.open_box(given.get("--box"))
+    trial = "--dry-run" in given
+    answer = api.post("/box/clean", {"dry_run": trial})
+    if "--json" in given:
+        output.json(answer)
+        return 0
+    totals: dict[str, list[int]] = {}
+    for removed in answer["removed"]:
+        total = totals.setdefault(removed["kind"], [0, 0])
+        total[0] += 1
+        total[1] += removed["bytes"]
+    if totals:
+        rows = [[kind, str(count), output.size(size)] for kind, (count, size) in totals.items()]
+        output.table(("WHAT", "COUNT", "SIZE"), rows, gives_way=())
+    kept = answer.get("kept_unfetched") or {}
+    if kept.get("count"):
+        whose = output.many(kept["count"], "job")
+        output.say(f"kept: {output.size(kept['bytes'])} of outputs that nobody has fetched, of {whose}")
+    freed = output.size(sum(size for _, size in totals.values()))
+    verb = "would be freed" if trial else "freed"
+    output.say(f"{freed} {verb}" if totals else "nothing to remove")
+    return 0
+
+
+def serve(arguments: list[str]) -> int:
+    given = options.parse(SERVE, arguments)
+    options.no_words(given, SERVE)
+    if "--stop" not in given:
+        boxes.exec_daemon()
+    return _stop()
+
+
+def _stop() -> int:
+    api = boxes.open_box(boxes.LOCAL, start=False)
+    api.greet = None  # an older daemon is stopped, not renewed
+    try:
+        api.request("POST", "/box/stop", json={})
+    except client.Lost:
+        pass  # it left before the end of its answer
+    except errors.Unreachable as gone:
+        output.say(gone.message)
+        return 0
+    api.close()
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            boxes.connect().close()
+        except errors.Unreachable:
+            output.say("stopped")
+            return 0
+        time.sleep(0.02)
+    raise errors.Busy(f"the box's daemon is still there after {STOP_SECONDS:.0f} s", "its log says what it waits for")

@@ -1,0 +1,127 @@
+"""`runner completion SHELL`: scripts for bash, zsh and fish. They ask this command back what fits, so that they know
+every command and option without naming one; a box that sleeps is not woken for it."""
+
+from __future__ import annotations
+
+import os
+
+from runner import errors
+from runner.cli import TABLE, options, output
+
+COMPLETION = """\
+Usage: runner completion SHELL
+
+Print a completion script. It completes commands, options and the ids of jobs.
+
+Options:
+  --words                 print what fits the words that follow (the scripts use it)
+  -h, --help              this text
+
+Examples:
+  eval "$(runner completion bash)"                                     # in ~/.bashrc
+  eval "$(runner completion zsh)"                                      # in ~/.zshrc, after compinit
+  runner completion fish > ~/.config/fish/completions/runner.fish
+"""
+BASH = r"""_runner() {
+    local IFS=$'\n'
+    COMPREPLY=($(runner completion --words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+}
+complete -o bashdefault -o default -F _runner runner
+"""
+ZSH = r"""#compdef runner
+_runner() {
+    local -a fitting
+    fitting=(${(f)"$(runner completion --words -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    if (( ${#fitting} )); then compadd -a fitting; else _files; fi
+}
+compdef _runner runner
+"""
+FISH = r"""function __runner_words
+    runner completion --words -- (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null
+end
+complete -c runner -a '(__runner_words)'
+"""
+SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+# Commands whose words are jobs -> the states of the jobs that make sense there ("": any)
+JOBS = {
+    "logs": "",
+    "wait": "queued,starting,running",
+    "pull": "",
+    "ps": "",
+    "show": "",
+    "why": "",
+    "diff": "",
+    "cancel": "queued,starting,running",
+    "rerun": "",
+    "hold": "queued",
+    "release": "queued",
+    "priority": "queued",
+}
+
+
+def completion(arguments: list[str]) -> int:
+    if arguments[:1] == ["--words"]:
+        return _print_words(arguments[2:] if arguments[1:2] == ["--"] else arguments[1:])
+    given = options.parse(COMPLETION, arguments)
+    shell = given.words[0] if given.words else os.path.basename(os.environ.get("SHELL", ""))
+    if shell not in SHELLS:
+        guess = errors.nearest(shell, SHELLS)
+        raise errors.BadRequest(f'no completion for "{shell}"{guess}', "`runner completion bash`, zsh or fish")
+    output.put(SHELLS[shell])
+    return 0
+
+
+def _print_words(typed: list[str]) -> int:
+    """What fits the last word; nothing lets the shell complete a file name."""
+    try:
+        for word in fitting(typed):
+            output.put(f"{word}\n")
+    except errors.Problem:
+        pass  # a prompt is no place for errors
+    return 0
+
+
+def fitting(typed: list[str]) -> list[str]:
+    *before, last = typed or [""]
+    if not before:
+        return [name for name in TABLE if name.startswith(last)]
+    command = before[0]
+    if command not in TABLE:
+        return []
+    text = _help_of(command)
+    if last.startswith("-") and not (command == "submit" and _past_script(text, before[1:])):
+        return sorted(name for name in options.declared(text) if name.startswith(last))
+    if command == "help":
+        return [name for name in TABLE if name.startswith(last)]
+    if command == "completion":
+        return [name for name in SHELLS if name.startswith(last)]
+    return _job_ids(JOBS[command], last) if command in JOBS else []
+
+
+def _help_of(command: str) -> str:
+    """The help text of a command, as it raises it."""
+    module, function, _ = TABLE[command]
+    loaded = __import__(f"runner.cli.{module}", fromlist=(function,))
+    try:
+        if command != "help" and command != "version":
+            getattr(loaded, function)(["--help"])
+    except options.HelpAsked as asked:
+        return asked.text
+    return ""
+
+
+def _past_script(text: str, before: list[str]) -> bool:
+    try:
+        return bool(options.parse(text, before, stop_at_word=True).words)
+    except errors.Problem:
+        return False
+
+
+def _job_ids(states: str, start: str) -> list[str]:
+    from runner.laptop import boxes
+
+    api = boxes.open_box(start=False)
+    api.greet = None
+    jobs = api.get("/jobs" + (f"?state={states}" if states else ""))["jobs"]
+    names = [str(job["id"]) for job in jobs] + [str(job["group"]) for job in jobs if job.get("group")]
+    return [name for name in dict.fromkeys(names) if name.startswith(start)]

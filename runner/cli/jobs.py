@@ -1,0 +1,388 @@
+"""The queue and its jobs: ps, show, why, cancel, hold, release, priority."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from runner import errors, words
+from runner.cli import options, output, values
+from runner.laptop import boxes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from runner.laptop.client import Client
+
+COMMON = """\
+  --json                  as JSON
+  --box NAME              which box (GPUBOX_BOX, else local)
+  -h, --help              this text
+"""
+PS = f"""\
+Usage: runner ps [OPTIONS] [IDS...]
+
+The queue: jobs that wait or run, and the last 20 that ended. An array or a sweep is one line.
+
+Options:
+  -a, --all               every job there ever was
+  --state STATE...        only these, such as running or failed,lost
+  --no-group              each job of an array or a sweep on its own line
+  -q, --quiet             ids only
+{COMMON}
+Examples:
+  runner ps
+  runner ps --state failed
+  runner cancel $(runner ps -q --state queued)
+"""
+SHOW = f"""\
+Usage: runner show [OPTIONS] IDS...
+
+Everything about a job: what was asked, what became of it, each attempt, its outputs.
+
+Options:
+  --files                 the files of its snapshot
+{COMMON}
+Examples:
+  runner show 42
+  runner show 42 --files
+  runner show 42 --json
+"""
+WHY = f"""\
+Usage: runner why [OPTIONS] IDS...
+
+Why a job waits, or how it ended, in a sentence.
+
+Options:
+{COMMON}
+Examples:
+  runner why 42
+  runner why g42
+  runner why 42 --json
+"""
+CANCEL = f"""\
+Usage: runner cancel [OPTIONS] IDS...
+
+End running jobs (asked first, then killed after their grace), take waiting ones out of the queue.
+
+Options:
+  --grace TIME            instead of each job's own; 0 kills at once
+{COMMON}
+Examples:
+  runner cancel 42
+  runner cancel 42-50 g60
+  runner cancel --grace 0 42
+"""
+HOLD = f"""\
+Usage: runner hold [OPTIONS] IDS...
+
+Keep queued jobs from starting until `runner release`.
+
+Options:
+{COMMON}
+Examples:
+  runner hold 42
+  runner hold g42
+  runner release g42
+"""
+RELEASE = f"""\
+Usage: runner release [OPTIONS] IDS...
+
+Let jobs start that `runner hold` or `runner submit --hold` keeps from it.
+
+Options:
+{COMMON}
+Examples:
+  runner release 42
+  runner release 42-50
+  runner release g42
+"""
+PRIORITY = f"""\
+Usage: runner priority [OPTIONS] IDS... PRIORITY
+
+Move queued jobs: the higher number starts earlier. It is 0 unless asked otherwise; -1000 to 1000.
+
+Options:
+{COMMON}
+Examples:
+  runner priority 42 10
+  runner priority g42 -5
+  runner priority 42 43 0
+"""
+MANY = 10  # jobs named one by one in a sentence; beyond, they are counted
+
+
+# --- ps --------------------------------------------------------------------------------------------------------------
+
+
+def ps(arguments: list[str]) -> int:
+    given = options.parse(PS, arguments)
+    api = boxes.open_box(given.get("--box"))
+    asked = []
+    if given.words:
+        asked.append("ids=" + values.query(values.jobs(given.words, "runner ps")))
+    if states := values.states(given.all("--state")):
+        asked.append("state=" + ",".join(states))
+    if "--all" in given:
+        asked.append("all=1")
+    path = "/jobs" + ("?" + "&".join(asked) if asked else "")
+    if "--all" in given and "--json" in given:
+        return _pass_through(api, path)
+    jobs = _streamed(api, path) if "--all" in given else api.get(path)["jobs"]
+    if "--json" in given:
+        output.json(jobs)
+    elif "--quiet" in given:
+        for job in jobs:
+            output.put(f"{job['id']}\n")
+    else:
+        _table(api, list(jobs), "--no-group" not in given)
+    return 0
+
+
+def _pass_through(api: Client, path: str) -> int:
+    """JSON lines as they come: 10,000 jobs are not parsed only to be printed."""
+    sys.stdout.flush()
+    for piece in api.stream("GET", path):
+        sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _streamed(api: Client, path: str) -> Iterator[dict[str, Any]]:
+    from runner.laptop.light import loads
+
+    rest = b""
+    for piece in api.stream("GET", path):
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line:
+                yield loads(line.decode())
+
+
+def _table(api: Client, jobs: list[dict[str, Any]], grouped: bool) -> None:
+    if not jobs:
+        output.say("no jobs; `runner submit train.py` makes one")
+        return
+    now = time.time()
+    groups: set[str] = set()
+    rows = []
+    for job in sorted(jobs, key=lambda job: int(job["id"])):
+        group = job.get("group")
+        if not grouped or not group:
+            rows.append(_row(job, now))
+        elif group not in groups:
+            groups.add(group)
+            counts = api.get(f"/groups/{group}")["jobs"]
+            rows.append(
+                [group, _group_state(counts), job["name"], job["user"], *_ages(job, now)[:1], "", count_text(counts)]
+            )
+    output.table(("ID", "STATE", "NAME", "USER", "AGE", "TIME", ""), rows, gives_way=(6, 2, 3), painted=1)
+
+
+def _row(job: dict[str, Any], now: float) -> list[str]:
+    if job["state"] in words.FINISHED:
+        last = output.ending(job) if job["state"] != words.SUCCEEDED else ""
+    else:
+        last = str(job.get("why") or "")
+    name = job["name"] or output.line(job["command"])
+    details = [f"{key}={value}" for key, value in (job.get("params") or {}).items()]
+    if job.get("array_index") is not None:
+        details.append(f"[{job['array_index']}]")
+    name = " ".join([name, *details])
+    return [str(job["id"]), job["state"], name, job["user"], *_ages(job, now), last]
+
+
+def _ages(job: dict[str, Any], now: float) -> tuple[str, str]:
+    """(since it was submitted, how long it ran or has been running)."""
+    age = output.span(now - job["submitted_at"])
+    started = job.get("started_at")
+    return age, output.span((job.get("ended_at") or now) - started) if started else ""
+
+
+def _group_state(counts: dict[str, int]) -> str:
+    """The state that tells most about many jobs: the liveliest, else the worst."""
+    order = (words.RUNNING, words.STARTING, words.QUEUED, words.FAILED)
+    ended = [state for state in words.FINISHED if state != words.SUCCEEDED]
+    return next((state for state in (*order, *ended) if counts.get(state)), words.SUCCEEDED)
+
+
+def count_text(counts: dict[str, int]) -> str:
+    """100 jobs: 90 succeeded, 2 running, 8 queued"""
+    order = (words.SUCCEEDED, *(state for state in words.STATES if state not in (words.SUCCEEDED, words.QUEUED)))
+    parts = [f"{counts[state]} {state}" for state in (*order, words.QUEUED) if counts.get(state)]
+    return f"{output.many(sum(counts.values()), 'job')}: {', '.join(parts)}"
+
+
+# --- show and why ----------------------------------------------------------------------------------------------------
+
+
+def show(arguments: list[str]) -> int:
+    given = options.parse(SHOW, arguments)
+    ids = values.jobs(given.words, "runner show")
+    api = boxes.open_box(given.get("--box"))
+    for position, job_id in enumerate(_each(api, ids)):
+        if "--files" in given:
+            _show_files(api.get(f"/jobs/{job_id}/files"), "--json" in given)
+            continue
+        found = api.get(f"/jobs/{job_id}")
+        if "--json" in given:
+            output.json(found)
+            continue
+        output.put("\n" if position else "")
+        _show_job(found)
+    return 0
+
+
+def _each(api: Client, ids: list[int | str]) -> list[int]:
+    """Job numbers; a group is asked for its jobs."""
+    if all(isinstance(part, int) for part in ids):
+        return [int(part) for part in ids]
+    return [int(job["id"]) for job in api.get(f"/jobs?ids={values.query(ids)}")["jobs"]]
+
+
+def _show_files(manifest: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.json(manifest)
+        return
+    rows = [[oct(mode)[-3:], str(size), path] for path, (mode, size, _) in manifest["files"].items()]
+    rows += [["link", "-", f"{path} -> {target}"] for path, target in manifest["links"].items()]
+    rows += [["dir", "-", f"{path}/"] for path in manifest["dirs"]]
+    output.table(("MODE", "BYTES", "FILE"), sorted(rows, key=lambda row: row[2]), gives_way=())
+
+
+def _show_job(found: dict[str, Any]) -> None:
+    job, spec = found["job"], found["spec"]
+    state = output.state(job["state"])
+    output.put(f"job {job['id']}  {state}  {output.clean(job['name'])}\n")
+    files = found.get("files") or {}
+    facts = [
+        ("why", found.get("why")),
+        ("ended", output.ending(job) if job["state"] in words.FINISHED else ""),
+        ("detail", job.get("detail")),
+        ("command", output.line(job["command"])),
+        ("directory", spec.get("directory") or ("the project's root" if spec.get("snapshot") else "")),
+        ("project", job.get("project")),
+        (
+            "files",
+            f"{output.many(files.get('count', 0), 'file')}, {output.size(files.get('bytes', 0))}" if files else "",
+        ),
+        ("snapshot", job.get("snapshot")),
+        ("environment", job.get("environment") or spec.get("environment")),
+        ("needs", _needs(job)),
+        ("user", job["user"]),
+        ("group", job.get("group")),
+        ("parameters", ", ".join(f"{key}={value}" for key, value in (job.get("params") or {}).items())),
+        ("waits for", ", ".join(f"{after['job']}{':any' * after['any_end']}" for after in spec.get("after") or ())),
+        ("variables", " ".join(sorted(spec.get("env") or ()))),
+        ("priority", str(job["priority"]) if job.get("priority") else ""),
+        ("retries", _retries(spec)),
+        ("submitted", output.moment(job["submitted_at"])),
+        ("brought home", output.moment(job["fetched_at"]) if job.get("fetched_at") else ""),
+    ]
+    for name, text in facts:
+        if text:
+            output.put(f"  {name:<13} {output.clean(str(text))}\n")
+    for attempt in found.get("attempts") or ():
+        output.put(f"  {'attempt ' + str(attempt['number']):<13} {output.clean(_attempt(attempt))}\n")
+    for position, entry in enumerate(found.get("outputs") or ()):
+        label = "" if position else "outputs"
+        output.put(f"  {label:<13} {output.clean(entry['path'])} ({output.size(entry['size'])})\n")
+
+
+def _needs(job: dict[str, Any]) -> str:
+    parts = [output.many(job["cpus"], "core")]
+    if job.get("memory_bytes"):
+        parts.append(f"{output.size(job['memory_bytes'])} of memory")
+    if job.get("gpus"):
+        parts.append(output.many(job["gpus"], "GPU"))
+    if job.get("time_limit"):
+        parts.append(f"at most {output.span(job['time_limit'])}")
+    return ", ".join(parts)
+
+
+def _retries(spec: dict[str, Any]) -> str:
+    parts = []
+    if spec.get("retries"):
+        only = ", ".join(spec.get("retry_on") or ())
+        parts.append(f"up to {spec['retries']}" + (f", only for {only}" if only else ""))
+    if spec.get("requeue"):
+        parts.append("again after a reboot")
+    return "; ".join(parts)
+
+
+def _attempt(attempt: dict[str, Any]) -> str:
+    parts = [attempt["state"], f"from {output.moment(attempt.get('started_at') or attempt['created_at'])}"]
+    if attempt.get("started_at") and attempt.get("ended_at"):
+        parts.append(f"for {output.span(attempt['ended_at'] - attempt['started_at'])}")
+    parts += [text for text in (output.ending(attempt), attempt.get("detail")) if text]
+    return ", ".join(parts)
+
+
+def why(arguments: list[str]) -> int:
+    given = options.parse(WHY, arguments)
+    ids = values.jobs(given.words, "runner why")
+    api = boxes.open_box(given.get("--box"))
+    numbers = _each(api, ids)
+    for job_id in numbers:
+        found = api.get(f"/jobs/{job_id}/why")
+        if "--json" in given:
+            output.json(found)
+        else:
+            before = f"job {job_id}: " if len(numbers) > 1 else ""
+            output.put(f"{before}{output.clean(str(found['why']))}\n")
+    return 0
+
+
+# --- changing them ---------------------------------------------------------------------------------------------------
+
+
+def cancel(arguments: list[str]) -> int:
+    given = options.parse(CANCEL, arguments)
+    grace = given.get("--grace")
+    seconds = None if grace is None else 0.0 if grace == "0" else values.duration("--grace", grace)
+    return _change(given, "cancel", {"grace": seconds}, _cancelled)
+
+
+def _cancelled(job: dict[str, Any]) -> str:
+    return str(job["state"]) if job["state"] in words.FINISHED else "asked to end"
+
+
+def hold(arguments: list[str]) -> int:
+    return _change(options.parse(HOLD, arguments), "hold", {}, lambda job: "held")
+
+
+def release(arguments: list[str]) -> int:
+    return _change(options.parse(RELEASE, arguments), "release", {}, lambda job: "released")
+
+
+def priority(arguments: list[str]) -> int:
+    given = options.parse(PRIORITY, _shield(arguments))
+    if len(given.words) < 2:
+        raise errors.BadRequest("runner priority needs jobs and a number", "such as `runner priority 42 10`")
+    number = values.whole("the priority", given.words.pop(), -1_000_000)
+    return _change(given, "priority", {"priority": number}, lambda job: f"priority {job['priority']}")
+
+
+def _shield(arguments: list[str]) -> list[str]:
+    """A negative number at the end is a priority, not an option."""
+    last = arguments[-1] if arguments else ""
+    return [*arguments[:-1], "--", last] if last[:1] == "-" and last[1:].isdigit() else arguments
+
+
+def _change(given: options.Given, verb: str, body: dict[str, Any], said: Any) -> int:
+    ids = values.jobs(given.words, f"runner {verb}")
+    api = boxes.open_box(given.get("--box"))
+    jobs = api.post(f"/jobs/{verb}", {"ids": ids, **body})["jobs"]
+    if "--json" in given:
+        output.json(jobs)
+    elif len(jobs) <= MANY:
+        for job in jobs:
+            output.say(f"job {job['id']}: {said(job)}")
+    else:
+        counts: dict[str, int] = {}
+        for job in jobs:
+            counts[said(job)] = counts.get(said(job), 0) + 1
+        output.say(", ".join(f"{output.many(count, 'job')} {text}" for text, count in counts.items()))
+    return 0

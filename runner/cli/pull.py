@@ -1,0 +1,71 @@
+"""`runner pull`: a job's outputs, brought home once more or for the first time."""
+
+from __future__ import annotations
+
+from runner.cli import logs, options, output, values
+from runner.laptop import boxes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runner.laptop.pull import Pulled
+
+PULL = """\
+Usage: runner pull [OPTIONS] IDS...
+
+Bring the outputs of jobs home, to runs/<box>-<id>/ of the project. Only what is new is fetched; what you changed there
+is never overwritten. Following a job does this by itself when it ends.
+
+Options:
+  -q, --quiet             print the folders only
+  --json                  as JSON
+  --box NAME              which box (GPUBOX_BOX, else local)
+  -h, --help              this text
+
+Examples:
+  runner pull 42
+  runner pull g42
+  ls $(runner pull -q 42)
+"""
+
+
+def pull(arguments: list[str]) -> int:
+    from runner.laptop.pull import pull as bring
+
+    given = options.parse(PULL, arguments)
+    ids = values.jobs(given.words, "runner pull")
+    api = boxes.open_box(given.get("--box"))
+    brought = []
+    for job in api.get(f"/jobs?ids={values.query(ids)}")["jobs"]:
+        pulled = bring(api, int(job["id"]), api.box, str(job.get("project") or ""))
+        brought.append(_as_json(int(job["id"]), pulled))
+        if "--json" in given:
+            continue
+        if "--quiet" in given:
+            output.put(f"{pulled.folder}\n" if pulled.files else "")
+        else:
+            _show(int(job["id"]), pulled)
+    if "--json" in given:
+        output.json(brought)
+    return 0
+
+
+def _as_json(job_id: int, pulled: Pulled) -> dict[str, Any]:
+    return {
+        "id": job_id,
+        "folder": pulled.folder,
+        "files": [{"path": path, "size": size} for path, size in pulled.files],
+        "fetched": pulled.fetched,
+        "aside": dict(pulled.aside),
+        "refused": dict(pulled.refused),
+        "complete": pulled.complete,
+    }
+
+
+def _show(job_id: int, pulled: Pulled) -> None:
+    logs.tell(pulled)
+    if not pulled.complete and not pulled.refused:
+        output.say(f"job {job_id} has not ended: there may be more later")
+    elif not pulled.files and not pulled.refused:
+        output.say(f"job {job_id} has no outputs")

@@ -1,0 +1,406 @@
+"""`runner submit` and `runner rerun`: from a script on this computer to a job on the box, and its log back."""
+
+from __future__ import annotations
+
+import os
+
+from runner import errors
+from runner.cli import options, output, values
+from runner.laptop import boxes, client
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runner.cli.options import Given
+    from runner.laptop.client import Client
+    from runner.laptop.snapshot import Snapshot
+
+SUBMIT = """\
+Usage: runner submit [OPTIONS] SCRIPT [ARGUMENTS...]
+       runner submit [OPTIONS] -- COMMAND [ARGUMENTS...]
+
+Put a script or a command in the queue with the project's files as they are now, follow its log, and bring its
+outputs home. Options come before the script; everything after it is the script's own.
+
+What it needs:
+  --cpus N                cores (1)
+  --mem SIZE              memory, such as 8G
+  --gpus N                GPUs (0)
+  --time-limit TIME       end it after 90 (seconds), 2h30m or 1-12:00:00
+  --grace TIME            between asking it to end and ending it (30)
+
+When it runs:
+  --priority N            higher starts earlier (0)
+  --after ID...           when this job has succeeded; ID:any when it has ended anyhow
+  --hold                  not before `runner release`
+  --retries N             start it again up to N times when it fails (0)
+  --retry-on REASON...    but only for these reasons, such as cuda_out_of_memory,gpu_lost
+  --requeue               start it again after the box went down
+
+Many at once:
+  --array INDICES         one job for each of 10, 0-99 or 1,5,7, in RUNNER_ARRAY_INDEX
+  --sweep NAME=A,B...     one job for each value, as {NAME} in the arguments, else as --NAME=A
+
+What it takes along:
+  --name TEXT             how lists call it (the script's name)
+  --env KEY=VALUE...      a variable; KEY alone takes its value from here
+  --base                  the box's base environment, whatever the script declares
+  --include PATH...       also a file that snapshots leave out, such as .env
+  --max-size SIZE         send at most this much
+  --no-files              send no files, for a command that needs none
+
+How it goes on:
+  -d, --detach            print the job's id and return at once
+  --json                  print the box's answer as JSON and return at once
+  --dry-run               say what would be sent, and send nothing
+  --box NAME              which box (GPUBOX_BOX, else local)
+  -h, --help              this text
+
+Examples:
+  runner submit train.py --epochs 10
+  runner submit -d --time-limit 2h --mem 8G train.py
+  runner submit --sweep lr=1e-3,1e-4 -- python train.py --lr {lr}
+"""
+RERUN = """\
+Usage: runner rerun [OPTIONS] ID
+
+Run a job again with the code, the arguments and the options it had, and follow it.
+
+Options:
+  -d, --detach            print the new job's id and return at once
+  --json                  print the box's answer as JSON and return at once
+  --box NAME              which box (GPUBOX_BOX, else local)
+  -h, --help              this text
+
+Examples:
+  runner rerun 42
+  runner rerun -d 42
+  runner diff 41 42       what changed between two jobs
+"""
+TRIES = 3  # of sending: what the box lost between our question and our submission is sent again
+
+
+def submit(arguments: list[str]) -> int:
+    given = options.parse(SUBMIT, arguments, stop_at_word=True)
+    box = boxes.choose(given.get("--box"))
+    spec, start = _task(given)
+    spec.update(_wishes(given))
+    body: dict[str, Any] = {"spec": spec}
+    body.update(_many(given))
+    if "--no-files" in given:
+        if "--dry-run" in given:
+            return _dry_run(given, body, None, start)
+        api = boxes.open_box(box)
+        spec["after"] = _after(given, api)
+        return _send(given, api, body, None)
+    from runner.laptop import snapshot
+
+    largest = given.get("--max-size")
+    limit = values.size("--max-size", largest) if largest else snapshot.LIMIT_BYTES
+    walk = snapshot.begin(spec["project"], include=given.all("--include"), limit_bytes=limit)
+    if "--dry-run" in given:
+        return _dry_run(given, body, walk.finish(), start)
+    api = boxes.open_box(box)
+    spec["after"] = _after(given, api)
+    return _send(given, api, body, walk.finish())
+
+
+def rerun(arguments: list[str]) -> int:
+    given = options.parse(RERUN, arguments)
+    job_id = values.job(given.words, "runner rerun")
+    api = boxes.open_box(given.get("--box"))
+    key = {"Idempotency-Key": client.new_key()}
+    _, _, answer = api.request("POST", f"/jobs/{job_id}/rerun", json={}, headers=key)
+    return _accepted(given, api, answer, f"again what job {job_id} was")
+
+
+# --- what to run -----------------------------------------------------------------------------------------------------
+
+
+def _task(given: Given) -> tuple[dict[str, Any], str]:
+    """(the part of the spec that says what to run and where, the path it starts from)."""
+    here = _current_directory()
+    if given.dashes or "--no-files" in given:
+        if not given.dashes and given.words:
+            raise errors.BadRequest(
+                "a script cannot run without its files", f"for a command: runner submit --no-files -- {given.words[0]}"
+            )
+        if not given.words or not given.words[0]:
+            raise errors.BadRequest("there is no command after --", "such as `runner submit -- python train.py`")
+        if "--no-files" in given:
+            return {"command": given.words, "name": _name(given.words), "project": here}, here
+        root = _root(here)
+        return {
+            "command": given.words,
+            "name": _name(given.words),
+            "project": root,
+            "directory": _inside(here, root) or "",
+        }, here
+    if not given.words or not given.words[0]:
+        raise errors.BadRequest(
+            "there is no script to submit", "`runner submit train.py`, or `runner submit -- COMMAND`"
+        )
+    typed, *rest = given.words
+    path = os.path.normpath(os.path.join(here, typed))
+    _check_script(typed, path)
+    root = _root(path)
+    script = _inside(path, root)
+    if script is None:
+        raise errors.BadRequest(
+            f"{typed} lies outside of its project {root}", f"move it there, or submit it from {root}"
+        )
+    directory = _inside(here, root)
+    if directory is None:
+        output.say(f"note: it will run in {root}; the current directory is not part of that project")
+    below = os.path.relpath(script, directory) if directory else script
+    return {
+        "command": [*_runner_of(typed, path, below), *rest],
+        "name": os.path.basename(path),
+        "script": script,
+        "project": root,
+        "directory": directory or "",
+    }, path
+
+
+def _current_directory() -> str:
+    """As the shell calls it, with its symbolic links, when that is true."""
+    try:
+        real = os.getcwd()
+        named = os.environ.get("PWD", "")
+        return named if named.startswith("/") and os.path.samefile(named, real) else real
+    except OSError:
+        raise errors.NotFound("the current directory is gone", "`cd` into one that exists") from None
+
+
+def _root(path: str) -> str:
+    from runner.laptop import snapshot
+
+    return snapshot.root_of(path)
+
+
+def _inside(path: str, root: str) -> str | None:
+    """The path relative to the root ("" is the root itself); None when it is not inside."""
+    for candidate in (path, os.path.realpath(path)):
+        for top in (root, os.path.realpath(root)):
+            if candidate == top:
+                return ""
+            if candidate.startswith(top.rstrip("/") + "/"):
+                return candidate[len(top.rstrip("/")) + 1 :]
+    return None
+
+
+def _check_script(typed: str, path: str) -> None:
+    if not os.path.exists(path):
+        if os.path.lexists(path):
+            raise errors.NotFound(f"{typed} is a link to nothing", "")
+        raise errors.NotFound(_missing(typed, path), f"for a command: runner submit -- {typed} ...")
+    if os.path.isdir(path):
+        raise errors.BadRequest(
+            f"{typed} is a directory", f"submit a script in it, such as {typed.rstrip('/')}/train.py"
+        )
+    if not os.path.isfile(path):
+        raise errors.BadRequest(f"{typed} is not a file", "for a command: runner submit -- COMMAND")
+    if not os.access(path, os.R_OK):
+        raise errors.NotFound(f"{typed} cannot be read: permission denied", f"chmod +r {typed}")
+
+
+def _missing(typed: str, path: str) -> str:
+    try:
+        beside = os.listdir(os.path.dirname(path))
+    except OSError:
+        beside = []
+    return f'there is no script "{typed}"{errors.nearest(os.path.basename(path), beside)}'
+
+
+def _runner_of(typed: str, path: str, below: str) -> list[str]:
+    if path.endswith(".py"):
+        return ["python", below]
+    if path.endswith(".sh"):
+        return ["bash", below]
+    if os.access(path, os.X_OK):
+        return [below if "/" in below else f"./{below}"]
+    raise errors.BadRequest(
+        f"{typed} is neither a .py or .sh file nor executable", f"chmod +x {typed}, or runner submit -- COMMAND {typed}"
+    )
+
+
+def _name(command: list[str]) -> str:
+    """A command is called after the script it runs, if it names one: `python train.py` is train.py."""
+    for word in command[:3]:
+        if word.endswith((".py", ".sh")):
+            return os.path.basename(word)
+    return os.path.basename(command[0]) or command[0]
+
+
+# --- how to run it ---------------------------------------------------------------------------------------------------
+
+
+def _wishes(given: Given) -> dict[str, Any]:
+    """The options as the spec has them; what was not typed is left to the box."""
+    wishes: dict[str, Any] = {}
+    for name, field, least in (("cpus", "cpus", 0), ("gpus", "gpus", 0), ("retries", "retries", 0)):
+        if text := given.get(f"--{name}"):
+            wishes[field] = values.whole(f"--{name}", text, least)
+    if text := given.get("--priority"):
+        wishes["priority"] = values.whole("--priority", text, -1_000_000)
+    if text := given.get("--mem"):
+        wishes["memory_bytes"] = values.size("--mem", text, values.MEMORY_LEAST)
+    if text := given.get("--time-limit"):
+        wishes["time_limit"] = values.duration("--time-limit", text)
+    if text := given.get("--grace"):
+        wishes["grace"] = 0.0 if text == "0" else values.duration("--grace", text)
+    if text := given.get("--name"):
+        wishes["name"] = text
+    if "--requeue" in given:
+        wishes["requeue"] = True
+    if "--base" in given:
+        wishes["environment"] = "base"
+    if texts := given.all("--retry-on"):
+        wishes["retry_on"] = values.reasons(texts)
+        wishes.setdefault("retries", 1)
+    if texts := given.all("--env"):
+        wishes["env"] = values.environment(texts, dict(os.environ))
+    return wishes
+
+
+def _many(given: Given) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if text := given.get("--array"):
+        fields["array"] = values.array(text)
+    if texts := given.all("--sweep"):
+        fields["sweep"] = values.sweep(texts)
+    if len(fields) > 1:
+        raise errors.BadRequest("--array and --sweep do not go together", "--sweep seed=0,1,2 sweeps numbers, too")
+    if "--hold" in given:
+        fields["held"] = True
+    return fields
+
+
+def _after(given: Given, api: Client) -> list[dict[str, Any]]:
+    """What it waits for. A group is all of its jobs; the box knows which."""
+    found = []
+    for text in given.all("--after"):
+        typed, colon, how = text.partition(":")
+        if colon and how != "any":
+            raise errors.BadRequest(f"--after {text}: after the colon comes any", f"--after {typed}:any")
+        ids = values.jobs([typed], "--after")
+        if any(isinstance(part, str) for part in ids):
+            ids = [job["id"] for job in api.get(f"/jobs?ids={values.query(ids)}")["jobs"]]
+        found += [{"job": number, "any_end": bool(colon)} for number in ids]
+    return found
+
+
+# --- sending it ------------------------------------------------------------------------------------------------------
+
+
+def _send(given: Given, api: Client, body: dict[str, Any], snap: Snapshot | None) -> int:
+    key = {"Idempotency-Key": client.new_key()}
+    text, asked = "no files", False
+    try:
+        for tries in range(TRIES):
+            try:
+                if snap:
+                    if tries or not snap.unchanged:  # the box most likely has it; it says so if not
+                        snap = _deliver(api, snap)
+                    body["spec"]["snapshot"] = snap.id
+                    same = ", unchanged" if snap.unchanged and not tries else ""
+                    text = f"{output.many(snap.count, 'file')}, {output.size(snap.bytes)}{same}"
+                asked = True
+                _, _, answer = api.request("POST", "/jobs", json=body, headers=key)
+                break
+            except (errors.SnapshotUnknown, client.Lost) as failure:
+                # A submission that was lost was already repeated, and must not be with other files under its key.
+                if tries == TRIES - 1 or (asked and isinstance(failure, client.Lost)):
+                    raise
+                asked = False
+    except KeyboardInterrupt:
+        output.say("interrupted while submitting; `runner ps` shows whether it was accepted")
+        return 130
+    for warning in snap.warnings if snap else ():
+        output.say(f"note: {warning}")
+    return _accepted(given, api, answer, text)
+
+
+def _deliver(api: Client, snap: Snapshot) -> Snapshot:
+    from runner.laptop import snapshot
+
+    return snapshot.send(api, snap)
+
+
+def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str) -> int:
+    """Say what became of it; follow it unless asked not to."""
+    for warning in answer.get("warnings") or ():
+        output.say(f"note: {warning}")
+    group = answer.get("group")
+    name = str(group or answer["id"])
+    if "--json" in given:
+        output.json(answer)
+        return 0
+    if "--detach" in given:
+        output.put(f"{name}\n")
+        return 0
+    what = f"{output.many(int(answer['count']), 'job')} {name}" if group else f"job {name}"
+    output.say(f"{what} submitted to {api.box} ({text})")
+    try:
+        return _follow(api, answer, group)
+    except KeyboardInterrupt:
+        verb = "go" if group else "goes"
+        back = f"runner wait {name}" if group else f"runner logs -f {name}"
+        output.say(f"\n{what} {verb} on without us\n  `{back}` comes back to it, `runner cancel {name}` ends it")
+        return 130
+
+
+def _follow(api: Client, answer: dict[str, Any], group: str | None) -> int:
+    import gc
+
+    gc.enable()  # from here on we may stay for days
+    if group:
+        from runner.cli import wait
+
+        return wait.watch_group(api, group)
+    from runner.cli import logs
+
+    return logs.follow(api, int(answer["id"]))
+
+
+# --- saying what would be sent ---------------------------------------------------------------------------------------
+
+
+def _dry_run(given: Given, body: dict[str, Any], snap: Snapshot | None, start: str) -> int:
+    spec = body["spec"]
+    if snap:
+        spec["snapshot"] = snap.id
+    environment = "base" if "--base" in given else _declared_environment(spec, start)
+    size = {"count": snap.count, "bytes": snap.bytes} if snap else {"count": 0, "bytes": 0}
+    if "--json" in given:
+        output.json({**body, "files": size, "environment": environment})
+        return 0
+    count = len(body.get("array") or ()) or 1
+    for choices in (body.get("sweep") or {}).values():
+        count *= len(choices)
+    rows = [
+        ("jobs", str(count)),
+        ("command", output.line(spec["command"])),
+        ("directory", os.path.join(spec["project"], spec.get("directory", ""))),
+        ("files", f"{size['count']}, {output.size(size['bytes'])} (what the box has is not sent again)"),
+        ("environment", environment),
+    ]
+    for name, text in rows:
+        output.put(f"{name:<12} {output.clean(text)}\n")
+    for warning in snap.warnings if snap else ():
+        output.say(f"note: {warning}")
+    output.say("nothing was sent")
+    return 0
+
+
+def _declared_environment(spec: dict[str, Any], start: str) -> str:
+    """Where the box will find what the job needs installed, in the order in which it looks."""
+    if spec.get("script") and start.endswith(".py"):
+        with open(start, "rb") as file:
+            if b"\n# /// script" in b"\n" + file.read(64 << 10):
+                return f"declared in {spec['script']}"
+    for name in ("requirements.txt", "uv.lock", "pyproject.toml"):
+        if spec.get("snapshot") and os.path.exists(os.path.join(spec["project"], name)):
+            return f"declared in {name}"
+    return "base"

@@ -1,0 +1,307 @@
+"""The supervisor: owns one attempt of one job from fork to the durable exit record.
+
+It survives the daemon, so it imports nothing but the standard library, files and paths, and runs from a frozen copy.
+The protocol, and every window in which it may be killed, is in ARCHITECTURE.md ("Launch").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from runner import files
+from runner.files import failpoint
+from runner.job import processes
+from runner.paths import AttemptDir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import resource
+
+TICK = 0.2  # seconds between looks at the log's size; a flood of 1.5 GB/s overshoots its cap by 300 MB
+LEFTOVER_GRACE = 2.0  # after a natural end: TERM, this long, KILL
+SCAN_AFTER = 1.0  # shorter jobs that left no children are not searched for by environment: 5 ms they would feel
+FENCED = 90  # exit code of a supervisor that came too late or second
+PUNCH_STEP = 8 << 20
+LOCK_PATIENCE = 1.0
+
+
+def supervise(directory: AttemptDir) -> int:
+    """Run the attempt described by `directory`; the exit code is this process's own."""
+    held = _own(directory)
+    failpoint("s.locked")
+    if held is None or _spent(directory):
+        return FENCED
+    spec = files.get(directory, "spec")
+    if spec is None:
+        return FENCED
+    failpoint("s.checked")
+    return Supervisor(directory, spec).run()
+
+
+def _own(directory: AttemptDir) -> int | None:
+    """The attempt's lock. The daemon takes it for a moment, too, to look; who keeps it is another supervisor."""
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while (held := files.lock(directory.lock)) is None:
+        if _spent(directory) or time.monotonic() > deadline:
+            return None
+        time.sleep(0.001)
+    return held
+
+
+def _spent(directory: AttemptDir) -> bool:
+    return any(files.get(directory, name) is not None for name in ("abandoned", "started", "exit"))
+
+
+class Supervisor:
+    def __init__(self, directory: AttemptDir, spec: dict[str, object]) -> None:
+        self.directory = directory
+        self.spec = spec
+        self.launch_id = str(spec["launch_id"])
+        self.grace = float(str(spec["grace"]))
+        self.stopping: str | None = None  # why we sent TERM: cancelled | time_limit
+        self.kill_at = float("inf")
+        self.began = time.monotonic()
+
+    def run(self) -> int:
+        if files.get(self.directory, "cancel") is not None:
+            return self.finish({"reason": "cancelled", "started": False})
+        files.become_subreaper()
+        self.watch = files.Watch()
+        self.watch.add(self.directory, files.IN_CREATE)
+        self.exit_fd = _prepare(f"{self.directory}/exit.tmp")
+        self.log = Log(self.directory.log, self.spec)
+        self.kills_before = processes.oom_kills()
+        failpoint("s.ready")
+        pid, problem = self.launch()
+        failpoint("s.launched")
+        if problem is not None:
+            os.waitpid(pid, 0)
+            return self.finish(problem)
+        self.hint("started")
+        started_at = time.time()
+        status, usage = self.wait(pid)
+        failpoint("s.reaped")
+        record = self.describe(status) | {"started_at": started_at}
+        self.end_leftovers()
+        failpoint("s.emptied")
+        self.log.trim()
+        usage_record = {"max_rss_bytes": usage.ru_maxrss * 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        return self.finish(record | usage_record)
+
+    # --- start ---
+
+    def launch(self) -> tuple[int, dict[str, object] | None]:
+        """Fork and exec. Returns (pid, None), or (pid, the exit record) when exec failed or never came."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self.become_job(parent, writer)  # never returns
+        os.close(writer)
+        said = b""
+        while chunk := os.read(reader, 4096):
+            said += chunk
+        os.close(reader)
+        if said != b"exec":
+            # Silence means that the child died before exec: the command never ran, and may be tried again.
+            detail = said.removeprefix(b"exec").decode(errors="replace")
+            reason = "cannot_exec" if detail else "engine_failed"
+            return pid, {"reason": reason, "detail": detail or "it was ended before it could start", "started": False}
+        return pid, None
+
+    def become_job(self, parent: int, writer: int) -> None:
+        """In the child: it shares the attempt's lock until exec, so nobody can abandon an attempt that will run."""
+        try:
+            os.setsid()
+            files.die_with_parent(signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+            failpoint("c.forked")
+            argv = [str(word) for word in self.spec["argv"]]  # type: ignore[attr-defined]
+            env = {str(key): str(value) for key, value in self.spec["env"].items()}  # type: ignore[attr-defined]
+            self.connect_output()
+            os.chdir(str(self.spec["directory"]))
+            program = _find(argv[0], env.get("PATH", os.defpath))
+            record = {"launch_id": self.launch_id, "boot_id": files.boot_id(), "started_at": time.time()}
+            files.put(self.directory, "started", record | processes.identity(os.getpid()))
+            failpoint("c.started")
+            for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            os.write(writer, b"exec")  # with EOF by close-on-exec: it happened; without: we died on the way
+            os.execve(program, argv, env)
+        except OSError as error:
+            name = f": {error.filename}" if error.filename else ""
+            os.write(writer, f"{error.strerror}{name}".encode())
+        finally:
+            os._exit(127)
+
+    def connect_output(self) -> None:
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(self.log.fd, 1)
+        os.dup2(self.log.fd, 2)
+        try:
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write("500")  # the kernel should take the job before the supervisor or the daemon
+        except OSError:
+            pass
+        os.umask(0o077)
+
+    # --- wait ---
+
+    def wait(self, pid: int) -> tuple[int, resource.struct_rusage]:
+        """Until the command ends: keep the log within its cap, obey a cancel, enforce the time limit."""
+        limit = self.spec.get("time_limit")
+        deadline = self.began + float(str(limit)) if limit is not None else float("inf")
+        pidfd = os.pidfd_open(pid)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.register(self.watch.fd, select.POLLIN)
+        self.obey(pid)  # a cancel from before the watch
+        while True:
+            ended = any(fd == pidfd for fd, _ in poll.poll(TICK * 1000))
+            if ended:
+                os.close(pidfd)
+                _, status, usage = os.wait4(pid, 0)
+                return status, usage
+            self.log.trim()
+            processes.reap_orphans(pid)
+            if self.watch.drain():
+                self.obey(pid)
+            now = time.monotonic()
+            if self.stopping is None and now >= deadline:
+                self.stop(pid, "time_limit", self.grace)
+            if now >= self.kill_at:
+                processes.kill(self.everything())
+                self.kill_at = now + 1.0
+
+    def obey(self, pid: int) -> None:
+        """Act on the durable wishes `cancel` (TERM, grace, KILL) and `kill` (now)."""
+        wish = files.get(self.directory, "cancel")
+        if wish is not None:
+            grace = float(str(wish.get("grace", self.grace)))
+            if self.stopping is None:
+                self.stop(pid, "cancelled", grace)
+            self.kill_at = min(self.kill_at, time.monotonic() + grace)  # also when its time limit was first
+        if files.get(self.directory, "kill") is not None:
+            self.kill_at = 0.0
+
+    def stop(self, pid: int, reason: str, grace: float) -> None:
+        self.stopping = reason
+        self.kill_at = time.monotonic() + grace
+        failpoint("s.stopping")
+        processes.signal_group(pid, signal.SIGTERM)
+        processes.signal_group(pid, signal.SIGCONT)
+
+    # --- end ---
+
+    def describe(self, status: int) -> dict[str, object]:
+        code = os.waitstatus_to_exitcode(status)
+        ended_by = -code if code < 0 else None
+        record: dict[str, object] = {"exit_code": code if code >= 0 else None, "signal": ended_by, "started": True}
+        if self.stopping is not None:
+            record["reason"] = self.stopping
+        elif ended_by == signal.SIGKILL and processes.oom_kills() > self.kills_before:
+            record["reason"] = "host_out_of_memory"
+        elif code != 0:
+            record["reason"] = "signal" if ended_by else "exit_code"
+        return record
+
+    def end_leftovers(self) -> None:
+        """TERM, a grace, KILL for all that the command left running; returns when nothing is left."""
+        empty = processes.reap()
+        searched = self.stopping is None and empty and time.monotonic() - self.began < SCAN_AFTER
+        if searched or (empty and not processes.carriers(self.launch_id)):
+            return
+        kill_at = min(self.kill_at, time.monotonic() + LEFTOVER_GRACE)
+        for pid in self.everything():
+            _signal(pid, signal.SIGTERM)
+        while not (processes.reap() and not processes.carriers(self.launch_id)):
+            if time.monotonic() >= kill_at:
+                processes.kill(self.everything())
+            time.sleep(0.01)
+
+    def everything(self) -> set[int]:
+        return processes.descendants(os.getpid()) | processes.carriers(self.launch_id)
+
+    def finish(self, record: dict[str, object]) -> int:
+        record = {"reason": None, "exit_code": None, "signal": None, "detail": ""} | record
+        record |= {"launch_id": self.launch_id, "ended_at": time.time()}
+        files.put(self.directory, "exit", record, prepared=getattr(self, "exit_fd", None))
+        failpoint("s.recorded")
+        self.hint("exit")
+        return 0
+
+    def hint(self, what: str) -> None:
+        """Wake the daemon. It may be away: then it reads the files when it is back."""
+        state = os.path.dirname(str(self.spec["events"]))
+        try:
+            folder = os.open(state, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return
+        message = f"{self.spec['job']} {self.spec['attempt']} {what}".encode()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+            try:
+                # By way of the folder's descriptor: a socket's path may hold only 108 bytes, a state's more.
+                sender.sendto(message, f"/proc/self/fd/{folder}/{os.path.basename(str(self.spec['events']))}")
+            except OSError:
+                pass
+        os.close(folder)
+
+
+class Log:
+    """The job's log: written by the job itself, its middle given back past a cap while offsets stay true."""
+
+    def __init__(self, path: str, spec: dict[str, object]) -> None:
+        flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.fd = os.open(path, flags, 0o600)
+        self.head = int(str(spec["log_head_bytes"])) & ~4095
+        self.tail = int(str(spec["log_tail_bytes"]))
+        self.punched = self.head  # everything in head..punched is already a hole
+
+    def trim(self) -> None:
+        end = (os.fstat(self.fd).st_size - self.tail) & ~4095
+        if end - self.punched < PUNCH_STEP:
+            return
+        try:
+            files.punch(self.fd, self.punched, end - self.punched)
+        except OSError:
+            return  # a file system without holes keeps the whole log
+        self.punched = end
+
+
+def _prepare(path: str) -> int:
+    """The exit record's file with its blocks allocated, so that a full disk can't lose an exit code."""
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    os.posix_fallocate(fd, 0, 4096)
+    return fd
+
+
+def _find(program: str, path: str) -> str:
+    """As a shell would look it up; the error names the program as it was written."""
+    if "/" in program:
+        return program
+    for folder in path.split(":"):
+        candidate = f"{folder or '.'}/{program}"
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return candidate
+    raise FileNotFoundError(2, "No such program on the job's PATH", program)
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def main() -> int:
+    """`supervisor.pyz DIR`: supervise one attempt, for engines that start a process per job."""
+    print(json.dumps({"pid": os.getpid()}), flush=True)  # noqa: T201
+    return supervise(AttemptDir(sys.argv[1]))

@@ -1,0 +1,239 @@
+"""Which box, and how to reach it. "local" is the embedded one: the first command that needs it starts its daemon."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import sys
+import time
+
+import runner
+from runner import errors, paths
+from runner.laptop.client import CONNECT_SECONDS, Client
+from runner.laptop.light import loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+LOCAL = "local"
+START_SECONDS = 20.0  # for a daemon to say that it listens
+SETTLE_SECONDS = 5.0  # for another command's daemon to listen; for one of an older version to be replaced
+TICK = 0.02
+LINE_LIMIT = 64 << 10
+GONE = (errno.ENOENT, errno.ECONNREFUSED)  # no daemon: no socket, or one that nobody listens on
+
+
+def choose(name: str | None) -> str:
+    """The box's name: `--box`, else GPUBOX_BOX, else the embedded one."""
+    name = name or os.environ.get("GPUBOX_BOX") or LOCAL
+    if name != LOCAL:
+        raise errors.NotFound(f'no box named "{name}"{errors.nearest(name, [LOCAL])}', "`runner box` lists them")
+    return name
+
+
+def open_box(name: str | None = None, start: bool = True) -> Client:
+    """A client of the box, connected when it is first used. start: start the embedded daemon if none runs."""
+    client = Client(connect_or_start if start else connect, choose(name))
+    client.greet = _renew
+    return client
+
+
+def connect() -> _socket.socket:
+    """A connection to the embedded daemon; Unreachable if none runs."""
+    path = paths.api_socket(paths.state_dir())
+    sock = _try(path)
+    if sock is None:
+        raise errors.Unreachable("no box is running here", "any command that needs one starts it; or `runner serve`")
+    return sock
+
+
+def connect_or_start() -> _socket.socket:
+    path = paths.api_socket(paths.state_dir())
+    return _try(path) or _start(path)
+
+
+def _try(path: str) -> _socket.socket | None:
+    """A connection, or None when nobody listens there."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    sock.settimeout(CONNECT_SECONDS)
+    try:
+        sock.connect(os.fsencode(path))
+    except OSError as error:
+        sock.close()
+        if error.errno in GONE:
+            return None
+        if isinstance(error, PermissionError):
+            raise errors.Refused(f"you may not use the box behind {path}", "it belongs to another user") from None
+        reason = "it does not accept connections" if isinstance(error, TimeoutError) else error.strerror
+        raise errors.Unreachable(f"cannot reach the box behind {path}: {reason}", "see `runner doctor`") from None
+    return sock
+
+
+# --- starting the daemon ---------------------------------------------------------------------------------------------
+
+
+def _start(path: str) -> _socket.socket:
+    """Start the embedded daemon and connect to it. Another command may be doing the same: one of them wins the
+    state's lock, and both use the winner's."""
+    state = paths.state_dir()
+    said = _await_line(_spawn(state))
+    if said != "ready":
+        failure = _failure(said)
+        if failure is not None and not isinstance(failure, errors.Busy):
+            raise failure
+        # Busy: another daemon holds the state and is about to listen. No word at all: it died, and its log says why.
+        sock = _await_listener(path, SETTLE_SECONDS if failure else TICK)
+        if sock is None:
+            raise failure or errors.Unreachable(
+                f"the box's daemon ended while it started{_last_words(state)}", f"its log is {state.daemon_log}"
+            )
+        return sock
+    sock = _await_listener(path, SETTLE_SECONDS)
+    if sock is None:
+        raise errors.Unreachable("the box's daemon started and is gone again", f"its log is {state.daemon_log}")
+    return sock
+
+
+def _spawn(state: paths.StateDir) -> int:
+    """Fork off a daemon that is nobody's child and has no terminal; what it says before it listens comes down the
+    returned pipe."""
+    try:
+        os.makedirs(state, 0o700, exist_ok=True)
+        log = os.open(state.daemon_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise errors.BadSettings(
+            f"the state directory {state} cannot be used: {error.strerror}", "set GPUBOX_STATE to another one"
+        ) from None
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            if os.fork() == 0:
+                _become_daemon(log, theirs)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(theirs)
+    os.close(log)
+    return ours
+
+
+def _become_daemon(log: int, ready: int) -> NoReturn:
+    os.dup2(os.open("/dev/null", os.O_RDWR), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.set_inheritable(ready, True)
+    for name in ("GPUBOX_STATE", "GPUBOX_CONFIG", "GPUBOX_SOCKET"):
+        if name in os.environ:
+            os.environ[name] = os.path.abspath(os.environ[name])
+    exec_daemon("--started-by-command", "--ready-fd", str(ready), directory="/")
+
+
+def exec_daemon(*options: str, directory: str | None = None) -> NoReturn:
+    """Become the daemon. -P: it must not import what happens to lie in its current directory."""
+    house = os.path.dirname(os.path.dirname(os.path.abspath(runner.__file__)))
+    if house not in sys.path[1:] or "PYTHONPATH" in os.environ:  # a checkout, found from the current directory only
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (house, os.environ.get("PYTHONPATH"))))
+    if directory:
+        os.chdir(directory)
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "runner.box", *options])
+
+
+def _await_line(pipe: int) -> str:
+    """The daemon's first line: "ready", or its error; nothing if it ended silently."""
+    import select  # only a command that starts a daemon pays for it
+
+    deadline = time.monotonic() + START_SECONDS
+    line = b""
+    try:
+        while b"\n" not in line and len(line) < LINE_LIMIT:
+            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise errors.Unreachable(
+                    f"the box's daemon did not get ready within {START_SECONDS:.0f} s",
+                    f"its log is {paths.state_dir().daemon_log}",
+                )
+            piece = os.read(pipe, 4096)
+            if not piece:
+                break
+            line += piece
+    finally:
+        os.close(pipe)
+    return line.partition(b"\n")[0].decode("utf-8", "replace").strip()
+
+
+def _failure(said: str) -> errors.Problem | None:
+    if not said:
+        return None
+    try:
+        body = loads(said)
+    except ValueError:
+        return errors.Problem(f"the box's daemon said something unexpected: {said[:200]}", "see `runner doctor`")
+    failure = errors.from_json(body, 503)
+    if isinstance(failure, errors.NotInstalled):
+        failure.hint = failure.hint or 'pip install "gpubox[box]"'
+    return failure
+
+
+def _await_listener(path: str, seconds: float) -> _socket.socket | None:
+    deadline = time.monotonic() + seconds
+    while (sock := _try(path)) is None and time.monotonic() < deadline:
+        time.sleep(TICK)
+    return sock
+
+
+def _last_words(state: paths.StateDir) -> str:
+    """`: <last line of the daemon's log>`, if there is one."""
+    try:
+        with open(state.daemon_log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f": {last[:300]}" if last else ""
+
+
+# --- versions --------------------------------------------------------------------------------------------------------
+
+
+def _renew(client: Client, headers: dict[str, str]) -> bool:
+    """Look at the first reply: an older daemon is asked to re-exec itself as our version, a newer one is left alone.
+    True if it was replaced, so that the question is asked again."""
+    level = headers.get("x-gpubox-api", "")
+    if not level.isdecimal():
+        raise errors.Unreachable("what answers is not a box: it names no API level", "see `runner doctor`")
+    if int(level) > runner.API_LEVEL:
+        raise errors.Unreachable(
+            f"the box speaks API level {level}, this command only {runner.API_LEVEL}", "upgrade gpubox here"
+        )
+    if not _older(headers.get("x-gpubox-version", ""), runner.__version__):
+        return False
+    client.post("/box/restart")
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while time.monotonic() < deadline:
+        client.close()  # the old process may still hold the kept connection
+        if not _older(str(client.get("/hello").get("version", "")), runner.__version__):
+            return True
+        time.sleep(TICK)
+    raise errors.Unreachable(
+        f"the box's daemon is older than this command ({runner.__version__}) and did not restart",
+        "`runner serve --stop`, then try again",
+    )
+
+
+def _older(theirs: str, ours: str) -> bool:
+    return _release(theirs) < _release(ours)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """0.10.1rc2 -> (0, 10, 1): enough to tell older from newer."""
+    numbers = []
+    for part in version.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)

@@ -1,0 +1,360 @@
+"""A job's outputs, brought home to `<project>/runs/<box>-<id>/`.
+
+Only what is missing or changed is fetched. `.runner-pull.json` there says which files are ours: an older copy of ours
+gives way to a newer one, a file that a person made or changed never does. What the box says is not believed: no path
+leads out of the folder, and no link is followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+
+from runner import errors, words
+from runner.laptop.client import quote
+from runner.laptop.light import dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runner.laptop.client import Client
+
+    Version = list[int]  # [size, time of last change in nanoseconds]
+
+RECEIPT = ".runner-pull.json"
+PART = ".runner-pull-"  # + version: a file on its way
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Output:
+    """A file on the box, as its listing says."""
+
+    __slots__ = ("executable", "path", "version")
+
+    def __init__(self, listed: dict[str, Any]) -> None:
+        self.path = str(listed["path"])
+        self.executable = bool(int(listed["mode"]) & 0o100)
+        self.version: Version = [int(listed["size"]), round(listed["modified_at"] * 1e9)]
+        if not (0 <= self.version[0] < 1 << 62 and abs(self.version[1]) < 1 << 62):
+            raise ValueError(listed)
+
+
+class Pulled:
+    """What is at home now."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.note = ""  # why it is not in the project's folder
+        self.files: list[tuple[str, int]] = []  # (path in the folder, size), fetched now or before
+        self.fetched = 0  # how many of them were fetched now
+        self.aside: list[tuple[str, str]] = []  # (path, where ours lies because a person's file has that name)
+        self.refused: list[tuple[str, str]] = []  # (path, why it was not brought home)
+        self.complete = False  # the job has ended and all its outputs are here
+
+
+def pull(client: Client, job_id: int, box: str, project: str) -> Pulled:
+    # The state is asked first: if the job had ended then, the list is complete.
+    finished = client.get(f"/jobs/{job_id}")["job"]["state"] in words.FINISHED
+    outputs, links = _listed(client.get(f"/jobs/{job_id}/outputs"))
+    name = f"{_plain(box)}-{job_id}"
+    base, note = _home(project)
+    done = Pulled(os.path.join(base, "runs", name))
+    done.note = note
+    if outputs or links:
+        try:
+            with _Folder(client, job_id, name, done) as folder:
+                folder.bring(outputs, links)
+        except OSError as error:
+            raise _local(error, done.folder, job_id) from error
+    done.complete = finished and not done.refused
+    if done.complete:
+        try:
+            client.post(f"/jobs/{job_id}/fetched")
+        except errors.Refused:
+            pass  # somebody else's job: its outputs wait for them
+    return done
+
+
+def _listed(found: Any) -> tuple[list[Output], dict[str, str]]:
+    try:
+        outputs = [Output(each) for each in found["outputs"]]
+        return outputs, {str(path): str(target) for path, target in found["links"].items()}
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        raise errors.BadData(
+            "what the box sends is not a list of outputs", "`runner doctor` compares the versions"
+        ) from None
+
+
+def _home(project: str) -> tuple[str, str]:
+    """Where `runs/` is, and why it is not where one would look for it."""
+    runs = os.path.join(project, "runs")
+    if project and os.access(runs if os.path.isdir(runs) else project, os.W_OK | os.X_OK):
+        return project, ""
+    if not project:
+        return os.getcwd(), ""
+    why = "can't be written to" if os.path.isdir(project) else "is gone"
+    return os.getcwd(), f"the project's folder {project} {why}, so the outputs are here"
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name).lstrip(".") or "box"
+
+
+def _local(error: OSError, folder: str, job_id: int) -> errors.Problem:
+    again = f"then `runner pull {job_id}` goes on where this stopped"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.DiskFull(f"no room on this computer for the outputs, in {folder}", f"make room; {again}")
+    where = error.filename if isinstance(error.filename, str) else folder
+    return errors.Refused(f"can't write the outputs to {folder}: {error.strerror} ({where})", f"look why; {again}")
+
+
+class _Folder:
+    """The folder at home, and what we know about the files in it."""
+
+    def __init__(self, client: Client, job_id: int, name: str, done: Pulled) -> None:
+        self.client, self.job_id, self.done = client, job_id, done
+        self.suffix = f".from-{name}"
+        os.makedirs(done.folder, exist_ok=True)
+        self.fd = os.open(done.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self.fd, fcntl.LOCK_EX)  # another pull of this job is waited for
+        # Path on the box -> {"is": version on the box, "as": path here, "ours": versions here, "link": target}
+        self.receipt: dict[str, dict[str, Any]] = self._read_receipt()
+
+    def __enter__(self) -> _Folder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def bring(self, outputs: list[Output], links: dict[str, str]) -> None:
+        wanted = []
+        for output in outputs:
+            place = self._place(output.path, output.version)
+            if place:
+                wanted.append((output, place))
+                self._plan(output.path, output.version, place)
+            elif place is not None:
+                self._arrived(output.path, output.version[0])
+        # Written before the first rename: were we killed after it, the new file would look like a person's.
+        if wanted:
+            self._write_receipt()
+        for output, place in wanted:
+            try:
+                self._fetch(output, place)
+            except errors.NotFound:
+                self.done.refused.append((output.path, "it was removed on the box while we fetched"))
+            except _Refusal as refusal:  # what is here changed while we fetched
+                self.done.refused.append((output.path, str(refusal)))
+        for path, target in sorted(links.items()):
+            self._link(path, target)
+        self._write_receipt()
+        for name in os.listdir(self.fd):
+            if name.startswith(PART):
+                os.unlink(name, dir_fd=self.fd)
+
+    # --- what is wanted, and where it goes ---
+
+    def _place(self, path: str, version: Version) -> str | None:
+        """Where to write this version of a file; "" when it is here already, None when it may not come."""
+        try:
+            return self._choose(path, version)
+        except _Refusal as refusal:
+            self.done.refused.append((path, str(refusal)))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            self.done.refused.append((path, "its name is too long for this computer"))
+        return None
+
+    def _choose(self, path: str, version: Version) -> str:
+        here = self._version(path)
+        known = self._known(path)
+        if known["is"] == version:  # brought before; a person who changed it since wants the change
+            if self._version(known["as"]) is not None:
+                return ""
+        elif here == version:
+            self.receipt[path] = {"is": version, "as": path, "ours": [version]}
+            return ""
+        if here is None or (known["as"] == path and here in known["ours"]):
+            return path
+        return self._aside(path, known)
+
+    def _aside(self, path: str, known: dict[str, Any]) -> str:
+        """A name beside a person's file: a free one, or that of our older copy."""
+        number, place = 1, path + self.suffix
+        while (here := self._version(place)) is not None:
+            if known["as"] == place and here in known["ours"]:
+                break
+            number += 1
+            place = f"{path}{self.suffix}.{number}"
+        return place
+
+    def _plan(self, path: str, version: Version, place: str) -> None:
+        """Know the new version as ours, beside the old one, until it has taken its place."""
+        known = self._known(path)
+        ours = known["ours"][-1:] if known["as"] == place else []
+        self.receipt[path] = {"is": None, "as": place, "ours": [*ours, version]}
+
+    def _known(self, path: str) -> dict[str, Any]:
+        known = self.receipt.get(path, {})
+        return known if "ours" in known else {"is": None, "as": path, "ours": []}
+
+    def _version(self, path: str) -> Version | None:
+        """Size and time of what has this name here; None when nothing has. Whatever is no file matches no version."""
+        try:
+            folder, name = self._enter(path, False)
+        except FileNotFoundError:
+            return None
+        try:
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        finally:
+            os.close(folder)
+        return [found.st_size, found.st_mtime_ns] if stat.S_ISREG(found.st_mode) else [-1, 0]
+
+    def _enter(self, path: str, make: bool) -> tuple[int, str]:
+        """(descriptor of the folder that holds it, its name there), with every step looked at."""
+        *folders, name = path.split("/")
+        if "\0" in path or any(part in ("", ".", "..") for part in (*folders, name)) or path.startswith(PART[:-1]):
+            raise _Refusal("not a path inside the folder")
+        fd = os.dup(self.fd)
+        try:
+            for part in folders:
+                if make:
+                    try:
+                        os.mkdir(part, dir_fd=fd)
+                    except FileExistsError:
+                        pass
+                fd, before = os.open(part, _FOLDER, dir_fd=fd), fd
+                os.close(before)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise _Refusal(f'"{part}" here is no folder') from None
+            raise
+        return fd, name
+
+    # --- bringing ---
+
+    def _fetch(self, output: Output, place: str) -> None:
+        path, version = output.path, output.version
+        part = self._download(path, version)
+        os.utime(part, ns=(version[1], version[1]), dir_fd=self.fd, follow_symlinks=False)
+        size = os.stat(part, dir_fd=self.fd).st_size
+        if output.executable:
+            mode = os.stat(part, dir_fd=self.fd).st_mode
+            os.chmod(part, mode | (mode & 0o444) >> 2, dir_fd=self.fd)
+        if size != version[0]:  # the job wrote to it meanwhile: ours, but to be fetched again
+            self.receipt[path]["ours"].append([size, version[1]])
+            self._write_receipt()
+        known = self.receipt[path]
+        here = self._version(place)
+        if here is not None and here not in known["ours"]:  # made while we fetched
+            place = known["as"] = self._aside(path, {"as": "", "ours": []})
+        folder, name = self._enter(place, True)
+        try:
+            os.rename(part, name, src_dir_fd=self.fd, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
+        known["is"] = version if size == version[0] else None
+        known["ours"] = [self._version(place)]
+        self.done.fetched += 1
+        self._arrived(path, size)
+
+    def _download(self, path: str, version: Version) -> str:
+        """The file under a name that holds its version, so that a torn one is continued only by the same."""
+        import hashlib
+
+        part = PART + hashlib.sha256(os.fsencode(f"{path}\0{version}")).hexdigest()[:32]
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(part, flags, 0o666, dir_fd=self.fd)
+        try:
+            size = os.fstat(fd).st_size
+            if size > version[0]:
+                os.ftruncate(fd, 0)
+                size = 0
+            if size < version[0]:
+                url = f"/jobs/{self.job_id}/outputs/{quote(path)}?offset={size}"
+                for piece in self.client.stream("GET", url):
+                    view = memoryview(piece)
+                    while view:
+                        view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+        return part
+
+    def _arrived(self, path: str, size: int) -> None:
+        place = self.receipt[path]["as"]
+        if place != path:
+            self.done.aside.append((path, place))
+        self.done.files.append((place, size))
+
+    def _link(self, path: str, target: str) -> None:
+        try:
+            if not _inside(path, target):
+                raise _Refusal(f"a link that leads out of the folder, to {target}")
+            folder, name = self._enter(path, True)
+        except _Refusal as refusal:
+            self.done.refused.append((path, str(refusal)))
+            return
+        try:
+            here = _readlink(name, folder)
+            if here is not None and here not in ("", target) and self.receipt.get(path, {}).get("link") == here:
+                os.unlink(name, dir_fd=folder)
+                here = None
+            if here is None:
+                os.symlink(target, name, dir_fd=folder)
+                self.receipt[path] = {"link": target}
+            elif here != target:
+                self.done.refused.append((path, "a link; what has its name here is not ours"))
+        finally:
+            os.close(folder)
+
+    # --- the receipt ---
+
+    def _read_receipt(self) -> dict[str, dict[str, Any]]:
+        """What we wrote here before. Without a readable one every file counts as a person's."""
+        try:
+            fd = os.open(RECEIPT, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+            with open(fd, encoding="utf-8") as file:
+                found = loads(file.read())
+            return dict(found["files"]) if found["version"] == 1 else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _write_receipt(self) -> None:
+        temporary = f"{PART}receipt"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666, dir_fd=self.fd)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(dumps({"version": 1, "files": self.receipt}))
+            file.flush()
+            os.fsync(fd)
+        os.rename(temporary, RECEIPT, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        os.fsync(self.fd)
+
+
+class _Refusal(Exception):
+    """Why something from the box may not be written here."""
+
+
+def _inside(path: str, target: str) -> bool:
+    """Whether a link stays in the folder: steps up only at its beginning, no more than it lies deep."""
+    parts = target.split("/")
+    ups = 0
+    while ups < len(parts) and parts[ups] == "..":
+        ups += 1
+    return bool(target) and not target.startswith("/") and ".." not in parts[ups:] and ups <= path.count("/")
+
+
+def _readlink(name: str, folder: int) -> str | None:
+    """A link's target; "" for what is no link, None for nothing."""
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""

@@ -1,0 +1,427 @@
+"""A project's files as one value: found, hashed where they changed, named by one hash, and sent to a box.
+
+    walk = begin(root_of("train.py"))   git starts listing
+    ...                                 the caller does other work
+    snapshot = walk.finish()            nothing is read or hashed that the index knows
+    snapshot = send(client, snapshot)   only what the box lacks; the answer may be newer if files changed meanwhile
+
+Modules that cost milliseconds (hashlib, json, walk, pathspec) are imported when something did change.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from runner import errors
+from runner.laptop import git, index
+from runner.laptop.git import shown
+from runner.laptop.light import loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import Any, NoReturn, Protocol
+
+    from runner.laptop.walk import Names
+
+    class Client(Protocol):
+        def request(
+            self,
+            method: str,
+            path: str,
+            json: dict[str, Any] | None = None,
+            body: bytes | Iterable[bytes] | None = None,
+            headers: dict[str, str] | None = None,
+        ) -> tuple[int, Mapping[str, str], Any]: ...
+
+
+LIMIT_BYTES = 1 << 30
+LIMIT_FILES = 100_000
+TRIES = 3  # a file that changes while it is read gets this many chances to sit still
+_PIECE = 1 << 20
+
+
+# --- where a project begins ----------------------------------------------------------------------------------------
+
+
+def root_of(script_or_cwd: str) -> str:
+    """The git root around a script or folder, else the nearest folder with a pyproject.toml, else the script's."""
+    folder = os.path.abspath(script_or_cwd)
+    if not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    folder = os.path.realpath(folder)
+    root = _above(folder, ".git") or _above(folder, "pyproject.toml") or folder
+    if root in ("/", os.path.realpath(os.path.expanduser("~"))):
+        raise errors.BadRequest(
+            f"the project's root would be {shown(root)}, and with it everything in there",
+            f"run `git init` in the project's own folder (is it {shown(folder)}?)"
+            if folder != root
+            else "move the script to a folder of its own",
+        )
+    return root
+
+
+def _above(folder: str, name: str) -> str | None:
+    while not os.path.lexists(os.path.join(folder, name)):
+        if folder == "/":
+            return None
+        folder = os.path.dirname(folder)
+    return folder
+
+
+# --- the value -----------------------------------------------------------------------------------------------------
+
+
+class Snapshot:
+    """id: the hash of its manifest. base: a snapshot that a box may know, as the nearest to tell changes from."""
+
+    __slots__ = ("_before", "_parts", "base", "bytes", "count", "id", "limits", "root", "seen", "unchanged", "warnings")
+
+    def __init__(self, root: str, seen: index.Index, before: index.Index | None, limits: tuple[int, int]) -> None:
+        self.root = root
+        self.seen = seen
+        self.limits = limits
+        self._before = before
+        self._parts: dict[str, Any] | None = None
+        self.id = seen.snapshot
+        self.base = before.snapshot if before else None
+        self.bytes = seen.bytes
+        self.count = len(seen.files)
+        self.warnings = seen.warnings
+        self.unchanged = before is seen
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        if self._parts is None:
+            self._parts = self.seen.parts()
+        return self._parts
+
+    def offer(self, whole: bool) -> dict[str, Any]:
+        """The body of POST /snapshots: everything, or what changed since the base."""
+        files, links, empty = self.parts["files"], self.parts["links"], self.parts["dirs"]
+        body = {"id": self.id, "base": None, "files": files, "removed": [], "links": links, "dirs": empty}
+        if whole or self._before is None:
+            return body
+        old = self._before.parts()["files"]
+        body["base"] = self.base
+        body["files"] = {path: entry for path, entry in files.items() if old.get(path) != entry}
+        body["removed"] = [path for path in old if path not in files]
+        return body
+
+
+def manifest_bytes(parts: Mapping[str, Any]) -> bytes:
+    import json
+
+    manifest = {"version": 1, "files": parts["files"], "links": parts["links"], "dirs": sorted(parts["dirs"])}
+    return json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+def read_manifest(data: bytes) -> dict[str, Any]:
+    """The parts of a manifest that a box sent."""
+    try:
+        manifest = loads(data.decode("ascii"))
+        if manifest["version"] == 1:
+            return {"files": manifest["files"], "links": manifest["links"], "dirs": manifest["dirs"]}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise errors.BadData("the box sent a list of files that can't be read", "see `runner doctor`") from None
+    raise errors.BadData("the box sent a list of files of a newer version", "upgrade this `runner`")
+
+
+# --- looking -------------------------------------------------------------------------------------------------------
+
+
+class Walk:
+    """A look at a project that has begun: git runs beside us until finish() needs its answers."""
+
+    __slots__ = ("_began", "_include", "_known", "_limits", "_questions", "root")
+
+    def __init__(self, root: str, include: list[str], limits: tuple[int, int], known: bool) -> None:
+        self.root = root
+        self._include = include
+        self._limits = limits
+        self._questions: dict[str, git.Question] = {}
+        self._began = time.time_ns()
+        if os.path.lexists(f"{root}/.git"):
+            self._questions[""] = git.listing(root, top=True)
+        self._known = index.load(root) if known else None
+        for prefix in self._known.listings if self._known else ():
+            if prefix and os.path.lexists(f"{root}/{prefix}.git"):
+                self._questions[prefix] = git.listing(f"{root}/{prefix}", top=False)
+
+    def finish(self) -> Snapshot:
+        known = self._known
+        stats = index.stats_of(self.root, known.paths()) if known else []
+        listings = {prefix: question.answer() for prefix, question in self._questions.items()}
+        self._questions = {}
+        if (
+            known
+            and stats == known.stats
+            and listings == known.listings
+            and known.include == self._include
+            and known.bytes <= self._limits[0]
+            and len(known.files) <= self._limits[1]
+        ):
+            return Snapshot(self.root, known, known, self._limits)
+        return self._look(listings.get(""))
+
+    def _look(self, top: str | None) -> Snapshot:
+        from runner.laptop import walk
+
+        known = self._known.known() if self._known else {}
+        for _ in range(TRIES):
+            try:
+                names = walk.of(self.root, top, self._include)
+                _check_size(names, *self._limits)
+                return Snapshot(self.root, _hash(names, known, self._began), self._known, self._limits)
+            except FileNotFoundError:
+                continue  # a file went between being found and being read: look again
+            except OSError as error:
+                raise _unreadable(os.path.relpath(os.fsdecode(error.filename or "."), self.root), error) from None
+        raise errors.BadData("files disappear while they are read", "wait until nothing changes them, and try again")
+
+
+def begin(
+    root: str,
+    include: Iterable[str] = (),
+    limit_bytes: int = LIMIT_BYTES,
+    limit_files: int = LIMIT_FILES,
+    known: bool = True,
+) -> Walk:
+    """Start looking at a project. include: names that belong to it though ignored or secret. known: trust the index."""
+    names = list(include)
+    if names:
+        from runner.laptop import walk
+
+        names = walk.included(names)
+    return Walk(root, names, (limit_bytes, limit_files), known)
+
+
+def _hash(names: Names, known: dict[str, tuple[index.Stamp, str]], began_ns: int) -> index.Index:
+    """Name every file by its content, reading only those that the index does not know, and write the index."""
+    from hashlib import sha256
+
+    files: dict[str, tuple[index.Stamp, str]] = {}
+    for path, stamp in names.files.items():
+        entry = known.get(path)
+        files[path] = entry if entry and entry[0] == stamp else _hash_file(names.root, path)
+    entries = {path: [index.mode_of(stamp[4]), stamp[0], sha] for path, (stamp, sha) in files.items()}
+    links = {path: target for path, (_, target) in names.links.items()}
+    manifest = manifest_bytes({"files": entries, "links": links, "dirs": names.empty})
+    stamps = [stamp for stamp, _ in files.values()]
+    stamps += [stamp for stamp, _ in names.links.values()]
+    stamps += [*names.folders.values(), *names.watched.values()]
+    columns: dict[str, Any] = {
+        "snapshot": sha256(manifest).hexdigest(),
+        "include": names.include,
+        "bytes": sum(stamp[0] for stamp, _ in files.values()),
+        "listings": names.listings,
+        "files": "\0".join(files),
+        "shas": "".join(sha for _, sha in files.values()),
+        "links": "\0".join(links),
+        "targets": "\0".join(links.values()),
+        "folders": "\0".join(names.folders),
+        "watched": "\0".join(names.watched),
+        "empty": names.empty,
+        "warnings": names.warnings,
+        "stats": index.settled(stamps, began_ns),
+    }
+    index.save(names.root, columns)
+    return index.Index(columns)
+
+
+def _hash_file(root: str, path: str) -> tuple[index.Stamp, str]:
+    """The stamp and hash of one state of a file: it must be the same file before and after the reading."""
+    from hashlib import sha256
+
+    for _ in range(TRIES):
+        digest = sha256()
+        fd = _open(root, path)
+        try:
+            before = index.stamp_of(os.fstat(fd))
+            left = before[0]
+            while piece := os.read(fd, _PIECE):
+                digest.update(piece)
+                left -= len(piece)
+                if left < 0:
+                    break
+            if left == 0 and index.stamp_of(os.fstat(fd)) == before:
+                return before, digest.hexdigest()
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        finally:
+            os.close(fd)
+    raise errors.BadData(
+        f"{shown(path)} changed each of the {TRIES} times it was read",
+        "wait until it is complete, or leave it out with a line in .runnerignore",
+    )
+
+
+def _open(root: str, path: str) -> int:
+    try:
+        return os.open(f"{root}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: OSError) -> errors.BadData:
+    return errors.BadData(
+        f"{shown(path)} can't be read: {error.strerror}",
+        "make it readable, or leave it out with a line in .runnerignore",
+    )
+
+
+# --- size ----------------------------------------------------------------------------------------------------------
+
+
+def _check_size(names: Names, limit_bytes: int, limit_files: int) -> None:
+    sizes = {path: stamp[0] for path, stamp in names.files.items()}
+    total = sum(sizes.values())
+    if total > limit_bytes:
+        problem = f"the project's files are {size_text(total)}, the limit is {size_text(limit_bytes)}"
+        largest = ", ".join(f"{shown(path)} ({size_text(size)})" for path, size in _largest(sizes))
+    elif len(sizes) > limit_files:
+        problem = f"the project has {len(sizes):,} files, the limit is {limit_files:,}"
+        largest = ", ".join(f"{shown(path)} ({n:,})" for path, n in _largest(dict.fromkeys(sizes, 1)))
+    else:
+        return
+    raise errors.TooLarge(
+        f"{problem}; largest: {largest}",
+        "leave them out with lines in .runnerignore (data belongs on the box), or raise the limit with --max-size",
+    )
+
+
+def _largest(sizes: Mapping[str, int], number: int = 5) -> list[tuple[str, int]]:
+    """The heaviest files and folders, none inside another: a folder stands for what it holds, unless one thing in it
+    is nearly all of its weight."""
+    weights: dict[str, int] = {}
+    children: dict[str, set[str]] = {}
+    for path, size in sizes.items():
+        below = path
+        weights[path] = weights.get(path, 0) + size
+        while below:
+            above = below.rpartition("/")[0]
+            children.setdefault(above, set()).add(below)
+            weights[above] = weights.get(above, 0) + size
+            below = above
+
+    def heaviest(folder: str) -> list[str]:
+        return sorted(children[folder], key=lambda path: (-weights[path], path))
+
+    chosen = []
+    for path in heaviest("")[:number]:
+        while path in children and weights[heaviest(path)[0]] >= 0.8 * weights[path]:
+            path = heaviest(path)[0]
+        chosen.append((f"{path}/" if path in children else path, weights[path]))
+    return chosen
+
+
+def size_text(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+# --- sending -------------------------------------------------------------------------------------------------------
+
+
+def send(client: Client, snapshot: Snapshot) -> Snapshot:
+    """Make a box have this snapshot. When files changed since it was taken, a new one is taken and sent instead."""
+    for attempt in range(TRIES):
+        if attempt:
+            snapshot = begin(snapshot.root, snapshot.seen.include, *snapshot.limits, known=False).finish()
+        changed = _deliver(client, snapshot)
+        if changed is None:
+            return snapshot
+    raise errors.BadData(
+        f"{shown(changed or '')} changed each of the {TRIES} times it was sent",
+        "wait until it is complete, or leave it out with a line in .runnerignore",
+    )
+
+
+def _deliver(client: Client, snapshot: Snapshot) -> str | None:
+    """None when the box has it all; else the path of a file whose content is no longer what the snapshot says."""
+    for _ in range(TRIES):
+        missing = _offer(client, snapshot)
+        if not missing:
+            return None
+        frames = Frames(snapshot, missing)
+        try:
+            client.request("POST", "/blobs", body=frames, headers={"Content-Type": "application/octet-stream"})
+        except Exception:  # whatever the client makes of it: did we break off?
+            if frames.changed is None:
+                raise
+            return frames.changed
+    raise errors.BadData(f"the box still asks for {len(missing)} files after they were sent", "see `runner doctor`")
+
+
+def _offer(client: Client, snapshot: Snapshot) -> list[str]:
+    """The hashes of the contents that the box lacks."""
+    try:
+        whole = snapshot.unchanged
+        _, _, reply = client.request("POST", "/snapshots", json=snapshot.offer(whole))
+    except errors.SnapshotUnknown:
+        _, _, reply = client.request("POST", "/snapshots", json=snapshot.offer(whole=True))
+    missing: list[str] = reply["missing"]
+    return missing
+
+
+class Frames:
+    """The body of POST /blobs: contents read from disk and checked on the way. Small ones share a piece."""
+
+    def __init__(self, snapshot: Snapshot, missing: Iterable[str]) -> None:
+        self._root = snapshot.root
+        paths = {entry[2]: (path, entry[1]) for path, entry in snapshot.parts["files"].items()}
+        try:
+            self._wanted = [(sha, *paths[sha]) for sha in missing]
+        except KeyError as error:
+            raise errors.BadData(f"the box asks for what is not ours: {error}", "see `runner doctor`") from None
+        self.changed: str | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        gathered: list[bytes] = []
+        weight = 0
+        for sha, path, size in self._wanted:
+            for piece in self._pieces(sha, path, size):
+                gathered.append(piece)
+                weight += len(piece)
+                if weight >= _PIECE:
+                    yield b"".join(gathered)
+                    gathered, weight = [], 0
+        if gathered:
+            yield b"".join(gathered)
+
+    def _pieces(self, sha: str, path: str, size: int) -> Iterator[bytes]:
+        """A piece is only given away when what follows can still show the box that the content is not what it says:
+        the last one waits for the hash."""
+        from hashlib import sha256
+
+        digest = sha256()
+        yield f"{sha} {size}\n".encode()
+        left = size
+        try:
+            fd = _open(self._root, path)
+        except (OSError, errors.BadData):
+            self._give_up(path)
+        try:
+            while left:
+                piece = os.read(fd, min(left, _PIECE))
+                digest.update(piece)
+                left -= len(piece)
+                if not piece or (not left and digest.hexdigest() != sha):
+                    self._give_up(path)
+                yield piece
+            if not size and digest.hexdigest() != sha:
+                self._give_up(path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        finally:
+            os.close(fd)
+
+    def _give_up(self, path: str) -> NoReturn:
+        self.changed = path
+        raise errors.BadData(f"{shown(path)} changed while it was sent")

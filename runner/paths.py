@@ -1,0 +1,133 @@
+"""Every file and socket, named once. Plain strings: pathlib would cost each command several milliseconds."""
+
+from __future__ import annotations
+
+import os
+
+SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes; some kernels and tools count the NUL
+
+
+class AttemptDir(str):
+    """`jobs/<id>/<attempt>/`: what one try of one job left behind. The attempt number is the fencing token."""
+
+    @property
+    def spec(self) -> str:
+        return f"{self}/spec"  # immutable: what to run
+
+    @property
+    def lock(self) -> str:
+        return f"{self}/lock"  # flock held by the supervisor for life, and by its child until exec
+
+    @property
+    def log(self) -> str:
+        return f"{self}/log"  # written by the job itself
+
+
+class JobDir(str):
+    """`jobs/<id>/`: what belongs to the job over all its attempts."""
+
+    @property
+    def out(self) -> str:
+        return f"{self}/out"  # RUNNER_OUT
+
+    @property
+    def checkpoint(self) -> str:
+        return f"{self}/checkpoint"  # RUNNER_CHECKPOINT
+
+    def attempt(self, number: int) -> AttemptDir:
+        return AttemptDir(f"{self}/{number}")
+
+
+class StateDir(str):
+    """The box's state: `$XDG_STATE_HOME/gpubox` when embedded, /var/lib/gpubox when provisioned."""
+
+    @property
+    def database(self) -> str:
+        return f"{self}/runner.db"
+
+    @property
+    def daemon_lock(self) -> str:
+        return f"{self}/daemon.lock"
+
+    @property
+    def daemon_log(self) -> str:
+        return f"{self}/daemon.log"
+
+    @property
+    def events(self) -> str:
+        return f"{self}/events.sock"  # supervisors hint here that something changed
+
+    @property
+    def ballast(self) -> str:
+        return f"{self}/ballast"  # given up on a full disk so that ends can be recorded
+
+    @property
+    def jobs(self) -> str:
+        return f"{self}/jobs"
+
+    @property
+    def quarantine(self) -> str:
+        return f"{self}/quarantine"  # attempt directories without a row: kept, reported, never run
+
+    @property
+    def blobs(self) -> str:
+        return f"{self}/blobs"  # file contents by sha256; a manifest is one of them
+
+    @property
+    def trees(self) -> str:
+        return f"{self}/trees"  # trees/<job id>: the work tree of a job about to run or running
+
+    @property
+    def envs(self) -> str:
+        return f"{self}/envs"
+
+    @property
+    def supervisor(self) -> str:
+        return f"{self}/supervisor"  # <sha256>.pyz: frozen copies of the supervisor
+
+    def job(self, job_id: int) -> JobDir:
+        return JobDir(f"{self.jobs}/{job_id}")
+
+    def tree(self, job_id: int) -> str:
+        return f"{self.trees}/{job_id}"
+
+
+def _xdg(variable: str, default: str) -> str:
+    value = os.environ.get(variable, "")
+    return value if value.startswith("/") else os.path.join(os.path.expanduser("~"), default)
+
+
+def state_dir() -> StateDir:
+    """The embedded box's state directory: GPUBOX_STATE, else `$XDG_STATE_HOME/gpubox`."""
+    return StateDir(os.environ.get("GPUBOX_STATE") or os.path.join(_xdg("XDG_STATE_HOME", ".local/state"), "gpubox"))
+
+
+def config_dir() -> str:
+    """The laptop's and the embedded box's settings: `$XDG_CONFIG_HOME/gpubox`."""
+    return os.environ.get("GPUBOX_CONFIG") or os.path.join(_xdg("XDG_CONFIG_HOME", ".config"), "gpubox")
+
+
+def cache_dir() -> str:
+    """Indexes of snapshots; losing it costs one full hashing."""
+    return os.path.join(_xdg("XDG_CACHE_HOME", ".cache"), "gpubox")
+
+
+def api_socket(state: str) -> str:
+    """The API's unix socket of a state directory: in it, or where that path is too long for a socket, in the
+    runtime directory under a name made from the state's path."""
+    explicit = os.environ.get("GPUBOX_SOCKET")
+    if explicit:
+        return explicit
+    inside = f"{state}/api.sock"
+    if len(os.fsencode(inside)) < SOCKET_PATH_MAX:
+        return inside
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/gpubox-{os.getuid()}"
+    tag = f"{_checksum(os.fsencode(os.path.abspath(state))):016x}"
+    return f"{runtime}/gpubox/{tag}.sock"
+
+
+def _checksum(data: bytes) -> int:
+    value = 0xCBF29CE484222325  # FNV-1a: a name, not a secret, and no import
+    for byte in data:
+        value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return value

@@ -1,0 +1,951 @@
+"""The command line against a box made of a dictionary: what is read, sent and printed, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+
+import runner
+from runner import cli, errors, model, words
+from runner.cli import complete, jobs, options, output, values
+
+HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(runner.__file__)))
+
+
+NOW = time.time()
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch) -> None:
+    """Ages are counted from the moment the file was read."""
+    monkeypatch.setattr(jobs.time, "time", lambda: NOW)
+
+
+def job(job_id: int, state: str = words.QUEUED, **more: object) -> dict[str, object]:
+    return {
+        "id": job_id,
+        "state": state,
+        "name": "train.py",
+        "command": ["python", "train.py"],
+        "user": "me",
+        "uid": 1000,
+        "submitted_at": NOW - 100,
+        "priority": 0,
+        "cpus": 1,
+        "project": "/p",
+        **more,
+    }
+
+
+class Box:
+    """Answers by "METHOD /path" (without the query): a value is JSON, bytes are sent as they are, a Problem is an
+    error, a function is called with the request's body. It keeps what it was asked."""
+
+    def __init__(self, path: str) -> None:
+        self.replies: dict[str, object] = {}
+        self.asked: list[tuple[str, str, object]] = []
+        self.headers: list[dict[str, str]] = []
+        box = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                size = int(self.headers.get("Content-Length") or 0)
+                data = self.rfile.read(size)
+                body = json.loads(data) if data else None
+                target = self.path.removeprefix("/api/v1")
+                box.asked.append((self.command, target, body))
+                box.headers.append(dict(self.headers))
+                reply = box.replies.get(f"{self.command} {target.partition('?')[0]}")
+                if callable(reply):
+                    reply = reply(body)
+                if reply is None:
+                    reply = errors.NotFound(f"no {target}", "look elsewhere")
+                status = reply.http_status if isinstance(reply, errors.Problem) else 200
+                if isinstance(reply, errors.Problem):
+                    reply = reply.as_json()
+                raw = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "text/plain" if isinstance(reply, bytes) else "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.send_header("X-Gpubox-Api", str(runner.API_LEVEL))
+                self.send_header("X-Gpubox-Version", runner.__version__)
+                self.end_headers()
+                self.wfile.write(raw)
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+            daemon_threads = True
+            block_on_close = False
+
+            def handle_error(self, *_: object) -> None:
+                pass  # clients hang up
+
+        self.server = Server(path, Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join(5)
+
+    def sent(self, start: str) -> list[object]:
+        """The bodies of the requests "METHOD /path..."."""
+        return [body for method, path, body in self.asked if f"{method} {path}".startswith(start)]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> str:
+    """A project to stand in, and settings of its own."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "pyproject.toml").write_text("")
+    (project / "train.py").write_text("print('hi')\n")
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PWD", str(project))
+    monkeypatch.setenv("GPUBOX_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("GPUBOX_SOCKET", str(tmp_path / "s"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("GPUBOX_BOX", raising=False)
+    return str(project)
+
+
+@pytest.fixture
+def box(home, tmp_path) -> Iterator[Box]:
+    pretend = Box(str(tmp_path / "s"))
+    pretend.replies["POST /snapshots"] = {"missing": []}
+    pretend.replies["POST /jobs"] = {"id": 42, "count": 1, "group": None, "state": "queued", "warnings": []}
+    yield pretend
+    pretend.close()
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., tuple[int, str, str]]:
+    def one(*arguments: str) -> tuple[int, str, str]:
+        code = cli.run(list(arguments))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return one
+
+
+def spawn(*arguments: str, **more: object) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment["PYTHONPATH"] = HOUSE
+    command = [sys.executable, "-m", "runner", *arguments]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **more
+    )  # type: ignore[call-overload, no-any-return]
+
+
+# --- what people type ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90), ("1.5", 1.5), ("45m", 2700), ("2h30m", 9000), ("1.5h", 5400), ("2d", 172800), ("1H5S", 3605),
+        ("12:00:00", 43200), ("1-12:00:00", 129600), ("0:00:05", 5),
+    ],
+)  # fmt: skip
+def test_times_are_read(text, seconds):
+    assert values.duration("--time-limit", text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "h",
+        "2x",
+        "12:00",
+        "1:2:3:4",
+        "1:99:00",
+        "-5",
+        "30m2h",
+        "2h30",
+        "x-1:00:00",
+        "1e3",
+        "..",
+        "٣",
+        "0",
+        "0m",
+        "nan",
+    ],
+)
+def test_times_that_are_none_are_refused(text):
+    with pytest.raises(errors.BadRequest):
+        values.duration("--time-limit", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("8G", 8 << 30),
+        ("1.5GiB", 3 << 29),
+        ("512m", 512 << 20),
+        ("1T", 1 << 40),
+        ("2kb", 2048),
+        ("123456789", 123456789),
+    ],
+)
+def test_sizes_are_read(text, count):
+    assert values.size("--mem", text) == count
+
+
+@pytest.mark.parametrize("text", ["", "G", "8X", "-1G", "1.2.3G", "1e9", "8 G"])
+def test_sizes_that_are_none_are_refused(text):
+    with pytest.raises(errors.BadRequest):
+        values.size("--mem", text)
+
+
+def test_a_memory_of_a_few_bytes_is_a_forgotten_unit():
+    with pytest.raises(errors.BadRequest) as caught:
+        values.size("--mem", "8", values.MEMORY_LEAST)
+    assert caught.value.hint == "for gibibytes write 8G"
+
+
+def test_jobs_are_read_and_written_shortly():
+    assert values.jobs(["42", "44-46,g7", "45"], "x") == [42, 44, 45, 46, "g7"]
+    assert values.query([3, 1, 2, "g7", 9]) == "g7,1-3,9"
+
+
+@pytest.mark.parametrize("text", ["x", "0", "-1", "5-", "7-5", "g", "gx", "g0", "1-9999999", "٣", ""])
+def test_what_is_no_job_is_refused(text):
+    with pytest.raises(errors.BadRequest):
+        values.jobs([text], "runner cancel")
+
+
+def test_arrays_are_read():
+    assert values.array("3") == [0, 1, 2]
+    assert values.array("5-7,1") == [5, 6, 7, 1]
+    assert len(values.array("10000")) == values.SWEEP_LIMIT == model.SWEEP_LIMIT
+
+
+@pytest.mark.parametrize("text", ["0", "", "x", "5-3", "1,1", "10001", "0-99999999999", "1-", "1,,2", "9" * 5000])
+def test_arrays_that_are_none_are_refused(text):
+    with pytest.raises(errors.BadRequest):
+        values.array(text)
+
+
+def test_sweeps_are_read():
+    assert values.sweep(["lr=1e-3,1e-4", "seed=1"]) == {"lr": ["1e-3", "1e-4"], "seed": ["1"]}
+
+
+@pytest.mark.parametrize(
+    "texts", [["lr"], ["=1"], ["l r=1"], ["lr=1,,2"], ["lr=1", "lr=2"], ["a=" + "1," * 10000 + "1"]]
+)
+def test_sweeps_that_are_none_are_refused(texts):
+    with pytest.raises(errors.BadRequest):
+        values.sweep(texts)
+
+
+def test_variables_come_with_a_value_or_from_here():
+    assert values.environment(["A=1=2", "B", "C="], {"B": "here"}) == {"A": "1=2", "B": "here", "C": ""}
+    for wrong in ("=1", "1A=2", "A-B=1", "MISSING"):
+        with pytest.raises(errors.BadRequest):
+            values.environment([wrong], {})
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+TEXT = """\
+Usage: runner try [OPTIONS] WORDS...
+
+  -q, --quiet             a flag
+  -n, --number N          a value
+  --env KEY...            many
+"""
+
+
+def test_options_are_read_as_the_help_text_declares_them():
+    given = options.parse(TEXT, ["a", "-qn5", "--env=A=1", "--env", "-x", "b"])
+    assert given.words == ["a", "b"]
+    assert given.options == {"--quiet": [""], "--number": ["5"], "--env": ["A=1", "-x"]}
+
+
+def test_everything_after_the_first_word_can_belong_to_it():
+    given = options.parse(TEXT, ["-q", "a", "--number", "--help", "--", "x"], stop_at_word=True)
+    assert given.words == ["a", "--number", "--help", "--", "x"]
+    assert not given.dashes
+
+
+def test_two_dashes_end_the_options():
+    given = options.parse(TEXT, ["--", "-q", "--"])
+    assert (given.words, given.dashes, given.options) == (["-q", "--"], True, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quit"], 'runner try has no option --quit, did you mean "--quiet"?'),
+        (["-x"], "runner try has no option -x"),
+        (["--quiet=1"], "--quiet takes no value"),
+        (["--number"], "--number needs a value: --number N"),
+        (["-n", "1", "--number=2"], "--number was given twice"),
+    ],
+)
+def test_wrong_options_are_named(arguments, message):
+    with pytest.raises(errors.BadRequest) as caught:
+        options.parse(TEXT, arguments)
+    assert caught.value.message == message
+    assert "runner try --help" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", [name for name in cli.TABLE if name not in ("help", "version")])
+def test_every_command_explains_itself(name, run):
+    code, out, err = run(name, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: runner {name}")
+    assert "Examples:" in out
+    assert out.count("\n  runner ") + out.count("runner") > 3
+    assert max(map(len, out.splitlines())) <= 120
+    assert run("help", name)[1] == out
+
+
+def test_help_lists_every_command(run):
+    code, out, _ = run()
+    assert code == 0
+    assert all(f"\n  {name} " in out for name in cli.TABLE)
+    assert run("--help")[1] == run("help")[1] == out
+    assert run("--version")[1] == f"gpubox {runner.__version__}\n"
+
+
+def test_a_misspelt_command_is_an_error_with_the_nearest_name(run):
+    code, out, err = run("submti")
+    assert (code, out) == (64, "")
+    assert err == 'runner: runner has no command "submti", did you mean "submit"?\n' + (
+        "  hint: `runner help` lists the commands\n"
+    )
+
+
+def test_a_script_is_not_a_command(home, run):
+    code, _, err = run("train.py")
+    assert code == 64
+    assert "`runner submit train.py`" in err
+
+
+# --- submit ----------------------------------------------------------------------------------------------------------
+
+
+def test_detached_the_id_alone_is_printed(box, run):
+    assert run("submit", "-d", "train.py", "--lr", "0.1", "-d") == (0, "42\n", "")
+    (body,) = box.sent("POST /jobs")
+    spec = body["spec"]
+    assert spec["command"] == ["python", "train.py", "--lr", "0.1", "-d"]
+    assert (spec["script"], spec["directory"], spec["name"]) == ("train.py", "", "train.py")
+    assert len(spec["snapshot"]) == 64
+
+
+def test_the_job_runs_where_it_was_submitted(box, home, run, monkeypatch):
+    os.makedirs(f"{home}/a/b")
+    with open(f"{home}/a/run.sh", "w") as file:
+        file.write("true")
+    monkeypatch.chdir(f"{home}/a/b")
+    monkeypatch.setenv("PWD", f"{home}/a/b")
+    assert run("submit", "-d", "../run.sh")[0] == 0
+    spec = box.sent("POST /jobs")[0]["spec"]
+    assert (spec["directory"], spec["script"], spec["command"]) == ("a/b", "a/run.sh", ["bash", "../run.sh"])
+
+
+def test_a_program_is_run_directly(box, home, run):
+    with open(f"{home}/tool", "w") as file:
+        file.write("#!/bin/sh\n")
+    os.chmod(f"{home}/tool", 0o755)
+    run("submit", "-d", "tool", "x")
+    assert box.sent("POST /jobs")[0]["spec"]["command"] == ["./tool", "x"]
+
+
+def test_a_command_is_sent_as_it_is(box, run):
+    assert run("submit", "-d", "--", "python", "-c", "pass")[:2] == (0, "42\n")
+    spec = box.sent("POST /jobs")[0]["spec"]
+    assert spec["command"] == ["python", "-c", "pass"]
+    assert "script" not in spec
+    model.JobSpec(**spec)
+
+
+def test_all_options_reach_the_box_as_the_model_has_them(box, run):
+    options_ = (
+        "--name n --cpus 2 --mem 8G --gpus 1 --priority -3 --time-limit 1h --grace 0 --retries 2 "
+        "--retry-on signal,reboot --requeue --after 41 --after 40:any --env A=1 --base --array 3 --hold"
+    )
+    assert run("submit", "-d", *options_.split(), "train.py")[:2] == (0, "42\n")
+    (body,) = box.sent("POST /jobs")
+    spec = model.JobSpec(**{**body["spec"], "after": [model.After(**after) for after in body["spec"]["after"]]})
+    submission = model.Submission(**{**body, "spec": spec})
+    assert (spec.name, spec.cpus, spec.memory_bytes, spec.gpus, spec.priority) == ("n", 2, 8 << 30, 1, -3)
+    assert (spec.time_limit, spec.grace, spec.retries, spec.retry_on) == (3600, 0, 2, ["signal", "reboot"])
+    assert (spec.requeue, spec.env, spec.environment) == (True, {"A": "1"}, "base")
+    assert spec.after == [model.After(41), model.After(40, any_end=True)]
+    assert (submission.array, submission.held) == ([0, 1, 2], True)
+
+
+def test_a_group_to_wait_for_is_all_of_its_jobs(box, run):
+    box.replies["GET /jobs"] = {"jobs": [job(7), job(8)]}
+    run("submit", "-d", "--after", "g7", "train.py")
+    assert box.sent("POST /jobs")[0]["spec"]["after"] == [{"job": 7, "any_end": False}, {"job": 8, "any_end": False}]
+
+
+def test_an_unchanged_project_is_one_request(box, run, home):
+    past = time.time() - 60
+    for name in ("train.py", "pyproject.toml"):
+        os.utime(f"{home}/{name}", (past, past))
+    run("submit", "-d", "train.py")
+    box.asked.clear()
+    assert run("submit", "-d", "train.py")[:2] == (0, "42\n")
+    assert len(box.sent("POST /snapshots")) <= 1
+
+
+def test_a_snapshot_that_the_box_lost_is_sent_again(box, run):
+    replies = [errors.SnapshotUnknown("gone", ""), {"id": 43, "count": 1, "group": None, "state": "queued"}]
+    box.replies["POST /jobs"] = lambda body: replies.pop(0)
+    assert run("submit", "-d", "train.py")[:2] == (0, "43\n")
+    keys = {headers.get("Idempotency-Key") for headers in box.headers if "Idempotency-Key" in headers}
+    assert len(keys) == 1
+    assert box.sent("POST /snapshots")
+
+
+def test_json_is_what_the_box_said(box, run):
+    code, out, err = run("submit", "--json", "train.py")
+    assert (code, json.loads(out)["id"], err) == (0, 42, "")
+
+
+def test_an_array_is_named_by_its_group(box, run):
+    box.replies["POST /jobs"] = {"id": 42, "count": 3, "group": "g42", "state": "queued", "warnings": ["w\x1b[2J"]}
+    code, out, err = run("submit", "-d", "--sweep", "lr=1,2,3", "--", "python", "t.py", "--lr", "{lr}")
+    assert (code, out) == (0, "g42\n")
+    assert err == "note: w\\x1b[2J\n"
+    assert box.sent("POST /jobs")[0]["sweep"] == {"lr": ["1", "2", "3"]}
+
+
+def test_an_array_is_watched_by_its_counts(box, run):
+    box.replies["POST /jobs"] = {"id": 42, "count": 3, "group": "g42", "state": "queued"}
+    box.replies["GET /events"] = b": hello\n\n"
+    counts = [{"queued": 2, "running": 1}, {"succeeded": 2, "failed": 1}]
+    box.replies["GET /groups/g42"] = lambda _: {"group": "g42", "jobs": counts.pop(0)}
+    code, out, err = run("submit", "--array", "3", "train.py")
+    assert (code, out) == (1, "")
+    assert "3 jobs g42 submitted to local" in err
+    assert "g42: 3 jobs: 2 succeeded, 1 failed" in err
+
+
+def test_a_dry_run_sends_nothing(box, run):
+    code, out, err = run("submit", "--dry-run", "--array", "4", "train.py", "a b")
+    assert code == 0
+    assert box.asked == []
+    assert "command      python train.py 'a b'" in out
+    assert "jobs         4" in out
+    assert "environment  declared in pyproject.toml" in out
+    assert err == "nothing was sent\n"
+    shown = json.loads(run("submit", "--dry-run", "--json", "train.py")[1])
+    assert shown["files"]["count"] == 2
+
+
+def test_without_files_none_are_looked_at(box, run):
+    assert run("submit", "-d", "--no-files", "--", "true")[:2] == (0, "42\n")
+    assert "snapshot" not in box.sent("POST /jobs")[0]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 64, "there is no script to submit"),
+        ([""], 64, "there is no script to submit"),
+        (["--"], 64, "there is no command after --"),
+        (["--", ""], 64, "there is no command after --"),
+        (["trian.py"], 66, 'there is no script "trian.py", did you mean "train.py"?'),
+        (["python", "train.py"], 66, "runner submit -- python"),
+        (["folder"], 64, "folder is a directory"),
+        (["dangling.py"], 66, "dangling.py is a link to nothing"),
+        (["/dev/null"], 64, "/dev/null is not a file"),
+        (["pyproject.toml"], 64, "neither a .py or .sh file nor executable"),
+        (["away.py"], 0, ""),
+        (["--no-files", "train.py"], 64, "a script cannot run without its files"),
+        (["--gpu", "1", "train.py"], 64, 'did you mean "--gpus"?'),
+        (["--cpus", "two", "train.py"], 64, "--cpus takes a whole number"),
+        (["--mem", "8", "train.py"], 64, "for gibibytes write 8G"),
+        (["--time-limit", "12:00", "train.py"], 64, "--time-limit takes a time"),
+        (["--retry-on", "exitcode", "train.py"], 64, 'did you mean "exit_code"?'),
+        (["--after", "42:ok", "train.py"], 64, "after the colon comes any"),
+        (["--array", "3", "--sweep", "a=1", "train.py"], 64, "do not go together"),
+        (["--env", "NOT_SET_HERE", "train.py"], 64, "it has no value here"),
+        (["--box", "attic", "train.py"], 66, 'no box named "attic"'),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_submitted_gets_a_sentence(box, home, run, arguments, code, words):
+    os.mkdir(f"{home}/folder")
+    os.symlink("nowhere", f"{home}/dangling.py")
+    os.symlink("train.py", f"{home}/away.py")
+    got, out, err = run("submit", "-d", *arguments)
+    assert got == code
+    assert words in err
+    if code:
+        assert out == ""
+        assert err.startswith("runner: ")
+        assert box.sent("POST /jobs") == []
+
+
+def test_an_unreadable_script_is_named(box, home, run, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # root reads everything
+    code, _, err = run("submit", "train.py")
+    assert code == 66
+    assert "chmod +r" in err
+
+
+@pytest.mark.parametrize("kind", errors.BY_CODE.values(), ids=lambda kind: kind.code)
+def test_every_error_of_the_box_is_told_with_its_exit_code(box, run, kind):
+    box.replies["GET /jobs"] = kind("it \x1b]0;broke", "do\rthis")
+    code, out, err = run("ps")
+    assert (code, out) == (kind.exit_code, "")
+    assert err == "runner: it \\x1b]0;broke\n  hint: do\\rthis\n"
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_queue_is_a_table(box, run):
+    box.replies["GET /jobs"] = {
+        "jobs": [
+            job(9, words.FAILED, started_at=NOW - 90, ended_at=NOW - 30, exit_code=2, reason="exit_code"),
+            job(10, words.RUNNING, started_at=NOW - 60, name="evil\x1b[2J\nname", params={"lr": "1"}),
+            job(11, why="needs 4 cores, 2 are free"),
+        ]
+    }
+    code, out, err = run("ps")
+    assert (code, err) == (0, "")
+    head, *rows = out.splitlines()
+    assert head.split() == ["ID", "STATE", "NAME", "USER", "AGE", "TIME"]
+    assert rows[0].split()[:6] == ["9", "failed", "train.py", "me", "1m40s", "1m00s"]
+    assert rows[0].endswith("exit 2")
+    assert "evil\\x1b[2J\\nname lr=1" in rows[1]
+    assert rows[2].endswith("needs 4 cores, 2 are free")
+
+
+def test_an_empty_queue_says_what_to_do(box, run):
+    box.replies["GET /jobs"] = {"jobs": []}
+    assert run("ps") == (0, "", "no jobs; `runner submit train.py` makes one\n")
+    assert run("ps", "--json")[1] == "[]\n"
+
+
+def test_an_array_is_one_line_unless_asked(box, run):
+    box.replies["GET /jobs"] = {"jobs": [job(42 + n, group="g42", array_index=n) for n in range(3)]}
+    box.replies["GET /groups/g42"] = {"group": "g42", "jobs": {"queued": 8, "succeeded": 90, "running": 2}}
+    lines = run("ps")[1].splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("g42  running")
+    assert lines[1].endswith("100 jobs: 90 succeeded, 2 running, 8 queued")
+    assert len(run("ps", "--no-group")[1].splitlines()) == 4
+    assert run("ps", "-q")[1] == "42\n43\n44\n"
+
+
+def test_ps_asks_for_what_was_named(box, run):
+    box.replies["GET /jobs"] = {"jobs": []}
+    run("ps", "--state", "failed,lost", "42-44", "g7")
+    assert box.asked[0][1] == "/jobs?ids=g7,42-44&state=failed,lost"
+    code, _, err = run("ps", "--state", "faild")
+    assert code == 64
+    assert 'did you mean "failed"?' in err
+
+
+def test_everything_is_streamed_as_json_lines(box, run):
+    lines = b"".join(json.dumps(job(n)).encode() + b"\n" for n in range(1, 500))
+    box.replies["GET /jobs"] = lines
+    process = spawn("ps", "--all", "--json")
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, lines, b"")
+    assert len(run("ps", "--all", "-q")[1].splitlines()) == 499
+
+
+def test_a_job_is_shown_in_full(box, run):
+    box.replies["GET /jobs/42"] = {
+        "job": job(42, words.FAILED, signal=9, reason="host_out_of_memory", snapshot="ab", time_limit=60.0),
+        "spec": {"after": [{"job": 41, "any_end": True}], "env": {"A": "1"}, "retries": 2, "retry_on": ["signal"]},
+        "attempts": [
+            {"number": 1, "state": "failed", "created_at": NOW, "started_at": NOW, "ended_at": NOW + 5, "signal": 9}
+        ],
+        "why": "the box ran out of memory",
+        "files": {"count": 2, "bytes": 34816},
+        "outputs": [{"path": "loss\x07.png", "size": 5, "mode": 420, "modified_at": NOW}],
+    }
+    code, out, _ = run("show", "42")
+    assert code == 0
+    for text in ("the box ran out of memory", "SIGKILL (host_out_of_memory)", "2 files, 34 KiB", "41:any", "loss\\x07"):
+        assert text in out
+    assert "up to 2, only for signal" in out
+    assert json.loads(run("show", "42", "--json")[1])["job"]["id"] == 42
+
+
+def test_the_files_of_a_job_are_listed(box, run):
+    box.replies["GET /jobs/42/files"] = {
+        "version": 1, "files": {"b\n.py": [0o755, 10, "aa"]}, "links": {"a": "b"}, "dirs": ["c"],
+    }  # fmt: skip
+    lines = run("show", "42", "--files")[1].splitlines()
+    assert [line.split(maxsplit=2) for line in lines[1:]] == [
+        ["link", "-", "a -> b"], ["755", "10", "b\\n.py"], ["dir", "-", "c/"],
+    ]  # fmt: skip
+
+
+def test_why_is_one_sentence(box, run):
+    box.replies["GET /jobs/42/why"] = {"id": 42, "state": "queued", "why": "it is held"}
+    assert run("why", "42") == (0, "it is held\n", "")
+    assert json.loads(run("why", "42", "--json")[1])["state"] == "queued"
+    assert run("why")[0] == 64
+
+
+def test_two_jobs_are_compared(box, run):
+    for number, args in ((41, ["a"]), (42, ["b"])):
+        box.replies[f"GET /jobs/{number}"] = {"job": job(number), "spec": {"command": args, "snapshot": "x"}}
+    old = {"same": [420, 1, "s"], "gone": [420, 2, "g"], "code.py": [420, 9, "o"], "run": [420, 1, "s"]}
+    new = {"same": [420, 1, "s"], "code.py": [420, 9, "n"], "run": [493, 1, "s"], "pic": [420, 3, "p"]}
+    box.replies["GET /jobs/41/files"] = {"version": 1, "files": old, "links": {}, "dirs": []}
+    box.replies["GET /jobs/42/files"] = {"version": 1, "files": new, "links": {"l": "same"}, "dirs": []}
+    for sha, data in (("s", b"x"), ("g", b"g\n"), ("o", b"1\n2\n"), ("n", b"1\n3\x1b\n"), ("p", b"\0\0")):
+        box.replies[f"GET /blobs/{sha}"] = data
+    code, out, _ = run("diff", "41", "42")
+    assert code == 0
+    assert out.startswith("-command: a\n+command: b\n--- job 41/code.py\n+++ job 42/code.py\n")
+    assert "-2\n+3\\x1b\n" in out
+    assert "pic differ (binary" in out
+    assert "run: mode 644 is now 755" in out
+    stat = dict(reversed(line.split()) for line in run("diff", "--stat", "41", "42")[1].splitlines()[2:])
+    assert stat == {"code.py": "changed", "gone": "removed", "l": "added", "pic": "added", "run": "mode"}
+    assert json.loads(run("diff", "--json", "41", "42")[1])["options"] == {"command": [["a"], ["b"]]}
+    assert run("diff", "41", "41")[2] == "nothing changed\n"
+
+
+def test_a_job_is_compared_with_the_files_here(box, run):
+    box.replies["GET /jobs/41"] = {"job": job(41), "spec": {"command": ["a"], "snapshot": "x"}}
+    manifest = {"version": 1, "files": {"train.py": [420, 9, "o"]}, "links": {}, "dirs": []}
+    box.replies["GET /jobs/41/files"] = manifest
+    box.replies["GET /blobs/o"] = b"print('ho')\n"
+    out = run("diff", "41")[1]
+    assert "-print('ho')\n+print('hi')\n" in out
+    assert "here/train.py" in out
+
+
+# --- changing and waiting --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "body", "said"),
+    [
+        (["cancel", "42-43", "g7"], "/jobs/cancel", {"ids": [42, 43, "g7"], "grace": None}, "job 42: asked to end"),
+        (["cancel", "--grace", "0", "42"], "/jobs/cancel", {"ids": [42], "grace": 0}, "job 42: asked to end"),
+        (["hold", "42"], "/jobs/hold", {"ids": [42]}, "job 42: held"),
+        (["release", "42"], "/jobs/release", {"ids": [42]}, "job 42: released"),
+        (["priority", "42", "-5"], "/jobs/priority", {"ids": [42], "priority": -5}, "job 42: priority 0"),
+    ],
+)
+def test_jobs_are_changed(box, run, arguments, path, body, said):
+    box.replies[f"POST {path}"] = {"jobs": [job(42, words.RUNNING)]}
+    assert run(*arguments) == (0, "", said + "\n")
+    assert box.sent(f"POST {path}") == [body]
+    assert json.loads(run(*arguments, "--json")[1] if arguments[0] != "priority" else "[{}]")
+
+
+def test_many_changed_jobs_are_counted(box, run):
+    box.replies["POST /jobs/cancel"] = {"jobs": [job(n, words.CANCELLED) for n in range(1, 101)]}
+    assert run("cancel", "1-100")[2] == "100 jobs cancelled\n"
+
+
+def test_waiting_ends_with_the_first_code_that_is_not_0(box, run):
+    replies = [
+        {"jobs": [job(41, words.RUNNING), job(42, words.SUCCEEDED, exit_code=0), job(43, words.QUEUED)]},
+        {"jobs": [job(41, words.FAILED, signal=15, reason="signal"), job(43, words.FAILED, exit_code=7)]},
+    ]
+    box.replies["GET /events"] = b"id: 1\nevent: job\ndata: {}\n\n"
+    box.replies["GET /jobs"] = lambda _: replies.pop(0)
+    code, out, err = run("wait", "41-43")
+    assert (code, out) == (128 + 15, "")
+    assert err.splitlines() == ["job 42: succeeded exit 0", "job 41: failed SIGTERM", "job 43: failed exit 7"]
+    assert [path for _, path, _ in box.asked if "ids" in path] == ["/jobs?ids=41-43", "/jobs?ids=41,43"]
+
+
+def test_waiting_for_a_job_that_does_not_exist_is_an_error(box, run):
+    box.replies["GET /events"] = b": hello\n\n"
+    box.replies["GET /jobs"] = {"jobs": []}
+    code, _, err = run("wait", "99")
+    assert code == 66
+    assert "there is no job 99" in err
+
+
+def test_waiting_can_give_up(box, run):
+    box.replies["GET /events"] = b": hello\n\n"
+    box.replies["GET /jobs"] = {"jobs": [job(42)]}
+    code, _, err = run("wait", "--timeout", "0.2", "42")
+    assert code == 75
+    assert "have not" in err or "not all" in err
+
+
+# --- the box ---------------------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_brought_home(box, home, run):
+    box.replies["GET /jobs"] = {"jobs": [job(42, words.SUCCEEDED, project=home)]}
+    box.replies["GET /jobs/42"] = {"job": job(42, words.SUCCEEDED, ended_at=NOW)}
+    entry = {"path": "loss.txt", "size": 5, "mode": 0o644, "modified_at": NOW - 10}
+    box.replies["GET /jobs/42/outputs"] = {"outputs": [entry], "links": {}}
+    box.replies["GET /jobs/42/outputs/loss.txt"] = b"0.123"
+    box.replies["POST /jobs/42/fetched"] = {}
+    code, out, err = run("pull", "42")
+    assert (code, out) == (0, "")
+    assert "runs/local-42/" in err
+    with open(f"{home}/runs/local-42/loss.txt") as file:
+        assert file.read() == "0.123"
+    assert run("pull", "-q", "42")[1] == f"{home}/runs/local-42\n"
+    assert json.loads(run("pull", "--json", "42")[1])[0]["files"] == [{"path": "loss.txt", "size": 5}]
+
+
+def test_draining_is_switched(box, run):
+    box.replies["POST /box/drain"] = {"on": True}
+    assert "starts no more jobs" in run("drain")[2]
+    assert "starts jobs again" in run("drain", "--off")[2]
+    assert box.sent("POST /box/drain") == [{"on": True}, {"on": False}]
+
+
+def test_cleaning_says_what_it_frees(box, run):
+    removed = [{"kind": "logs", "what": f"job {n}", "bytes": 1024} for n in (1, 2)]
+    box.replies["POST /box/clean"] = {"removed": removed, "kept_unfetched": {"count": 1, "bytes": 5}}
+    code, out, err = run("clean", "--dry-run")
+    assert code == 0
+    assert err == "kept: 5 bytes of outputs that nobody has fetched, of 1 job\n2.0 KiB would be freed\n"
+    assert out.splitlines()[1].split() == ["logs", "2", "2.0", "KiB"]
+    assert box.sent("POST /box/clean") == [{"dry_run": True}]
+
+
+def test_the_doctor_looks_at_everything(box, run):
+    box.replies["GET /hello"] = {"version": runner.__version__, "pid": 7}
+    box.replies["GET /box"] = {"draining": True, "capacity": {"gpus": 0}, "versions": {"base_python": "3.11.7"}}
+    code, out, _ = run("doctor", "--json")
+    found = {check["check"]: check["result"] for check in json.loads(out)}
+    assert code == 1
+    assert found["queue"] == "warn"
+    assert {name for name, result in found.items() if result == "fail"} == set()
+    assert {"python", "git", "uv", "state", "locks", "disk", "socket", "box", "version", "clock", "GPUs"} <= set(found)
+    assert "hint: `runner drain --off`" in run("doctor")[1]
+
+
+def test_the_doctor_says_when_the_box_is_broken(box, run):
+    box.replies["GET /hello"] = errors.StateDamaged("the database is damaged", "restore it")
+    code, out, _ = run("doctor")
+    assert code == 2
+    assert "fail  box              the database is damaged" in out
+
+
+def test_stopping_what_does_not_run_is_no_error(home, run):
+    assert run("serve", "--stop") == (0, "", "no box is running here\n")
+    assert json.loads(run("box", "--json")[1]) == [{"name": "local", "running": False, "box": None}]
+
+
+# --- completion ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(run, shell):
+    code, out, _ = run("completion", shell)
+    assert code == 0
+    assert "runner completion --words" in out
+
+
+def test_the_bash_script_parses_and_completes(box, run, tmp_path):
+    script = tmp_path / "completion.bash"
+    script.write_text(run("completion", "bash")[1])
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    program = f"""
+        runner() {{ {sys.executable} -m runner "$@"; }}
+        source {script}
+        COMP_WORDS=(runner sub) COMP_CWORD=1; _runner; echo "${{COMPREPLY[@]}}"
+    """
+    environment = {**os.environ, "PYTHONPATH": HOUSE}
+    done = subprocess.run(["bash", "-c", program], capture_output=True, env=environment, check=True)
+    assert done.stdout == b"submit\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "fits"),
+    [
+        (["re"], ["rerun", "release"]),
+        (["submit", "--de"], ["--detach"]),
+        (["submit", "train.py", "--de"], []),
+        (["submit", "tr"], []),
+        (["show", "4"], ["41", "42", "g41"][:2]),
+        (["cancel", "g"], ["g41"]),
+        (["completion", "f"], ["fish"]),
+        (["nonsense", ""], []),
+    ],
+)
+def test_what_fits_is_found(box, typed, fits):
+    box.replies["GET /jobs"] = {"jobs": [job(41, group="g41"), job(42, group="g41")]}
+    assert complete.fitting(typed) == fits
+
+
+def test_completion_never_wakes_a_box_and_never_fails(home, run):
+    assert run("completion", "--words", "--", "show", "4") == (0, "", "")
+    assert not os.path.exists(os.environ["GPUBOX_STATE"])
+
+
+def test_every_command_can_be_completed(home):
+    assert set(complete.JOBS) <= set(cli.TABLE)
+    for name in cli.TABLE:
+        if name not in ("help", "version"):
+            assert "--help" in complete.fitting([name, "--"])
+
+
+# --- speaking --------------------------------------------------------------------------------------------------------
+
+
+def test_tables_fit_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(output, "columns", lambda stream: 30)
+    output.table(("ID", "NAME", ""), [["1", "a name of some length", "and a reason that is long"]], gives_way=(2, 1))
+    out = capsys.readouterr().out.splitlines()
+    assert max(map(output.width, out)) <= 30
+    assert out[1].startswith("1")
+    assert "…" in out[1]
+
+
+@pytest.mark.parametrize(("text", "room", "shown"), [("数数数", 4, "数…"), ("abc", 3, "abc"), ("abcd", 3, "ab…")])
+def test_wide_letters_count_twice(text, room, shown):
+    assert output.cut(text, room) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 KiB"),
+        (34816, "34 KiB"),
+        (5 << 30, "5.0 GiB"),
+        (3 << 40, "3.0 TiB"),
+    ],
+)
+def test_sizes_are_said(value, text):
+    assert output.size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-3, "0s"), (7, "7s"), (65, "1m05s"), (700, "11m"), (11100, "3h05m"), (187200, "2d04h")]
+)
+def test_times_are_said(seconds, text):
+    assert output.span(seconds) == text
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch):
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert output.colours(Terminal())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not output.colours(Terminal())
+
+
+def test_the_state_of_a_group_is_the_one_that_matters():
+    assert jobs._group_state({"succeeded": 5, "lost": 1}) == "lost"
+    assert jobs._group_state({"succeeded": 5}) == "succeeded"
+    assert jobs._group_state({"queued": 1, "running": 1, "failed": 1}) == "running"
+
+
+# --- real processes --------------------------------------------------------------------------------------------------
+
+
+HEAVY = {
+    "ssl",
+    "http.client",
+    "dataclasses",
+    "asyncio",
+    "pathlib",
+    "subprocess",
+    "typing",
+    "argparse",
+    "socket",
+    "model",
+}
+
+
+def imported(*arguments: str) -> set[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    program = f"import sys; sys.argv[1:] = {list(arguments)!r}; from runner.cli import main; main()"
+    command = [sys.executable, "-X", "importtime", "-c", program]
+    done = subprocess.run(command, env={**environment, "PYTHONPATH": HOUSE}, capture_output=True, timeout=20)
+    assert done.returncode == 0, done.stderr.decode()[-500:]
+    lines = done.stderr.decode().splitlines()
+    return {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+
+
+@pytest.mark.parametrize("arguments", [["submit", "-d", "train.py"], ["ps"]], ids=["submit", "ps"])
+def test_the_frequent_commands_import_little(box, home, arguments):
+    box.replies["GET /jobs"] = {"jobs": [job(42)]}
+    past = time.time() - 60
+    for name in ("train.py", "pyproject.toml"):
+        os.utime(f"{home}/{name}", (past, past))
+    cli.run(["submit", "-d", "train.py"])  # the index is written; the project is known from here on
+    modules = imported(*arguments)
+    assert modules & HEAVY == set()
+    assert "runner.model" not in modules
+    chosen = {name for name in modules if name.startswith("runner.cli.")}
+    assert chosen <= {f"runner.cli.{name}" for name in ("options", "output", "values", "submit", "jobs")}
+
+
+def test_ctrl_c_detaches_and_says_how_to_come_back(box, home):
+    hanging = threading.Event()
+    released = threading.Event()
+
+    def hang(_: object) -> dict[str, object]:
+        hanging.set()
+        released.wait(10)
+        return {"group": "g42", "jobs": {"queued": 3}}
+
+    box.replies["POST /jobs"] = {"id": 42, "count": 3, "group": "g42", "state": "queued"}
+    box.replies["GET /events"] = b": hello\n\n"
+    box.replies["GET /groups/g42"] = hang
+    process = spawn("submit", "--array", "3", "train.py")
+    assert hanging.wait(10)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    released.set()
+    assert (process.returncode, out) == (130, b"")
+    assert b"`runner wait g42` comes back to it, `runner cancel g42` ends it" in err
+    assert b"Traceback" not in err
+
+
+def test_ctrl_c_elsewhere_is_quiet(box, home):
+    hanging, released = threading.Event(), threading.Event()
+    box.replies["GET /jobs"] = lambda _: hanging.set() or released.wait(10) or {"jobs": []}
+    process = spawn("ps")
+    assert hanging.wait(10)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    released.set()
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+@pytest.mark.parametrize("arguments", [["ps", "--no-group"], ["submit", "--help"], ["help"]], ids=" ".join)
+def test_a_reader_that_leaves_is_no_error(box, home, arguments):
+    box.replies["GET /jobs"] = {"jobs": [job(n) for n in range(1, 3000)]}
+    process = spawn(*arguments)
+    process.stdout.close()
+    process.wait(10)
+    err = process.stderr.read()
+    process.stderr.close()
+    assert (process.returncode, err) == (141, b"")

@@ -1,0 +1,665 @@
+"""Code on the box: hostile lists of files and streams, durable contents, and trees that share nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner import errors, files
+from runner.box import blobs as blobs_module
+from runner.box import code, manifests, trees
+
+SHA = "a" * 64
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> code.Blobs:
+    return code.Blobs(str(tmp_path / "blobs"))
+
+
+def sha(data: bytes) -> str:
+    return sha256(data).hexdigest()
+
+
+def frame(data: bytes) -> bytes:
+    return f"{sha(data)} {len(data)}\n".encode() + data
+
+
+def receive(blobs: code.Blobs, *pieces: bytes, **limits: int) -> int:
+    receiver = code.Receiver(blobs, **limits)
+    for piece in pieces:
+        receiver.feed(piece)
+    return receiver.close()
+
+
+def stored(blobs: code.Blobs) -> set[str]:
+    return {name for name, _ in blobs._all()}
+
+
+def tidy(blobs: code.Blobs) -> bool:
+    return os.listdir(f"{blobs.directory}/incoming") == []
+
+
+def make(blobs: code.Blobs, contents: dict[str, bytes], links: Any = None, dirs: Any = None) -> code.Manifest:
+    """A stored snapshot."""
+    for data in contents.values():
+        blobs.add(data)
+    entries = {path: [0o755 if path.endswith(".sh") else 0o644, len(d), sha(d)] for path, d in contents.items()}
+    manifest = code.Manifest.of(entries, links or {}, dirs or [])
+    blobs.keep(manifest)
+    return manifest
+
+
+def content(tree: str | Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for folder, below, names in os.walk(tree):
+        for name in (*below, *names):
+            path = f"{folder}/{name}"
+            key = os.path.relpath(path, tree)
+            if os.path.islink(path):
+                found[key] = f"-> {os.readlink(path)}"
+            elif os.path.isfile(path):
+                found[key] = Path(path).read_bytes(), os.stat(path).st_mode & 0o777
+            elif not os.listdir(path):
+                found[key] = "empty"
+    return found
+
+
+# --- manifests -----------------------------------------------------------------------------------------------------
+
+GOOD = {"version": 1, "files": {"a/b": [0o644, 1, SHA]}, "links": {"l": "a/b"}, "dirs": ["e", "f/g"]}
+
+
+def test_a_manifest_is_named_by_its_canonical_bytes() -> None:
+    shuffled = dict(reversed(GOOD.items()))
+    manifest = code.Manifest.parse(json.dumps(shuffled).encode())
+    assert manifest.to_bytes() == json.dumps(GOOD, sort_keys=True, separators=(",", ":")).encode()
+    assert manifest.id == sha(manifest.to_bytes())
+    assert manifest.folders() == ["a", "e", "f", "f/g"]
+
+
+HOSTILE_PATHS = [
+    "",
+    "/",
+    "/etc/passwd",
+    "..",
+    "../x",
+    "a/../b",
+    "a/..",
+    ".",
+    "./a",
+    "a/./b",
+    "a//b",
+    "a/",
+    "a\0b",
+    "\0",
+    ".git/config",
+    "sub/.git/hooks/post-checkout",
+    ".GIT/config",
+    "x" * 256,
+    "ü" * 128,
+    "/".join("x" * 65),
+    "y" * 200 + "/" + "z" * 3000,
+    "\ud800",
+    "\udfff",
+]
+
+
+@pytest.mark.parametrize("path", HOSTILE_PATHS, ids=lambda path: ascii(path)[:30])
+@pytest.mark.parametrize("part", ["files", "links", "dirs"])
+def test_a_path_that_is_not_inside_the_tree_is_refused(path: str, part: str) -> None:
+    value: Any = {"files": {path: [0o644, 1, SHA]}, "links": {path: "t"}, "dirs": [path]}[part]
+    with pytest.raises(errors.BadData):
+        code.Manifest.parse(json.dumps({**GOOD, part: value}).encode())
+
+
+@pytest.mark.parametrize("path", ["-rf", "a\nb", "\x1b[2J", "ü", "\udcff", " ", "...", "..a", ".gitignore", "a b/c"])
+def test_an_odd_path_inside_the_tree_is_fine(path: str) -> None:
+    assert path in code.Manifest.of({path: [0o644, 1, SHA]}, {}, []).files
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("l", "/etc"),
+        ("l", ".."),
+        ("l", "../x"),
+        ("d/l", "../.."),
+        ("d/l", "../../x"),
+        ("l", "a/../../x"),
+        ("l", "a/.."),
+        ("d/e/l", "../x/../../.."),
+        ("l", ""),
+        ("l", "a\0"),
+        ("l", "x" * 4096),
+        ("l", 5),
+        ("l", "\ud800"),
+    ],
+)
+def test_a_link_that_could_lead_out_is_refused(path: str, target: Any) -> None:
+    with pytest.raises(errors.BadData):
+        code.Manifest.of({}, {path: target}, [])
+
+
+@pytest.mark.parametrize(("path", "target"), [("l", "a/b"), ("d/l", "../a"), ("d/e/l", "../../x/y"), ("l", ".")])
+def test_a_link_inside_the_tree_is_fine(path: str, target: str) -> None:
+    assert code.Manifest.of({}, {path: target}, []).links == {path: target}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"version": 2},
+        {"version": None},
+        {"more": 1},
+        {"files": []},
+        {"files": None},
+        {"links": []},
+        {"dirs": {}},
+        {"dirs": ["b", "a"]},
+        {"dirs": ["a/x", "a/x"]},
+        {"dirs": [5]},
+        {"files": {"a": [0o644, 1]}},
+        {"files": {"a": 5}},
+        {"files": {"a": [0o777, 1, SHA]}},
+        {"files": {"a": [0o4755, 1, SHA]}},
+        {"files": {"a": [420.0, 1, SHA]}},
+        {"files": {"a": [0o644, -1, SHA]}},
+        {"files": {"a": [0o644, True, SHA]}},
+        {"files": {"a": [0o644, 1 << 70, SHA]}},
+        {"files": {"a": [0o644, 1, "A" * 64]}},
+        {"files": {"a": [0o644, 1, "a" * 63]}},
+        {"files": {"a": [0o644, 1, SHA + "\n"]}},
+        {"files": {"l": [0o644, 1, SHA]}},
+        {"files": {"e": [0o644, 1, SHA]}},
+        {"files": {"e/x": [0o644, 1, SHA]}},
+        {"files": {"l/x": [0o644, 1, SHA]}},
+        {"files": {"a": [0o644, 1, SHA], "a/b": [0o644, 1, SHA]}},
+        {"links": {"e": "x"}},
+        {"links": {"a/b/c": "x"}},
+        {"dirs": ["a/b/c"]},
+        {"dirs": ["l/x"]},
+        {"dirs": ["e", "e/f"]},
+    ],
+    ids=lambda changed: ascii(changed)[:60],
+)
+def test_a_list_that_is_no_tree_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(errors.BadData):
+        code.Manifest.parse(json.dumps({**GOOD, **changed}).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"5", b"{", b"\xff", b"[" * 100_000, b'{"version":1}'])
+def test_what_is_no_manifest_at_all_is_refused(data: bytes) -> None:
+    with pytest.raises(errors.BadData):
+        code.Manifest.parse(data)
+
+
+def test_a_manifest_over_the_limits_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "LIMIT_FILES", 1)
+    with pytest.raises(errors.TooLarge):
+        code.Manifest.of({"a": [0o644, 1, SHA]}, {"b": "a"}, [])
+    monkeypatch.setattr(manifests, "LIMIT_BYTES", 1)
+    monkeypatch.setattr(manifests, "LIMIT_FILES", 9)
+    with pytest.raises(errors.TooLarge):
+        code.Manifest.of({"a": [0o644, 1, SHA], "b": [0o644, 1, SHA]}, {}, [])
+
+
+def test_changes_to_a_known_manifest_must_add_up() -> None:
+    base = code.Manifest.of({"a": [0o644, 1, SHA], "b": [0o644, 2, SHA]}, {"l": "a"}, ["d"])
+    wanted = code.Manifest.of({"b": [0o755, 2, SHA], "c": [0o644, 3, SHA]}, {}, ["x"])
+    changes = {"b": [0o755, 2, SHA], "c": [0o644, 3, SHA]}
+    assert code.apply_changes(base, wanted.id, changes, ["a"], {}, ["x"]) == wanted
+    for wrong in ([changes, [], {}, ["x"]], [{}, ["a"], {}, ["x"]], [changes, ["a"], {}, []], [None, [], {}, []]):
+        with pytest.raises(errors.BadData):
+            code.apply_changes(base, wanted.id, *wrong)
+
+
+# --- receiving -----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=60), max_size=6), st.lists(st.integers(1, 90), min_size=1))
+def test_contents_arrive_however_the_stream_is_cut(
+    tmp_path_factory: pytest.TempPathFactory, contents: list[bytes], cuts: list[int]
+) -> None:
+    blobs = code.Blobs(str(tmp_path_factory.mktemp("blobs")))
+    stream = b"".join(map(frame, contents))
+    receiver = code.Receiver(blobs)
+    at = turn = 0
+    while at < len(stream):
+        receiver.feed(stream[at : at + cuts[turn % len(cuts)]])
+        at += cuts[turn % len(cuts)]
+        turn += 1
+    assert receiver.close() == len(set(contents))
+    assert all(blobs.read(sha(data)) == data for data in contents)
+    assert stored(blobs) == set(map(sha, contents))
+    assert tidy(blobs)
+
+
+def test_many_contents_are_made_durable_together(blobs: code.Blobs) -> None:
+    contents = [str(n).encode() for n in range(300)]
+    assert receive(blobs, *map(frame, contents)) == 300
+    assert blobs.missing(map(sha, contents)) == []
+
+
+GOOD_FRAME = frame(b"good")
+BAD_STREAMS = {
+    "a content that is not its name's": f"{SHA} 3\nabc".encode(),
+    "an empty content that is not its name's": f"{SHA} 0\n".encode(),
+    "no newline ever": b"a" * 1000,
+    "no size": f"{SHA}\n".encode(),
+    "a negative size": f"{SHA} -1\n".encode(),
+    "a size with a plus": f"{SHA} +1\nx".encode(),
+    "a size with zeros": f"{sha(b'x')} 01\nx".encode(),
+    "a size that is no number": f"{SHA} ten\n".encode(),
+    "an enormous size": f"{SHA} {10**18}\n".encode(),
+    "too many digits": f"{SHA} {10**30}\n".encode(),
+    "capitals": f"{'A' * 64} 1\nx".encode(),
+    "a path for a name": b"../../etc/passwd 3\nabc",
+    "a carriage return": f"{SHA} 3\r\nabc".encode(),
+    "an empty line": b"\n",
+    "a zero byte": b"\0" * 65,
+    "ends in a content": GOOD_FRAME[:-1],
+    "ends in a header": SHA.encode(),
+    "more after the size": frame(b"x") + b"y",
+}
+
+
+@pytest.mark.parametrize("stream", BAD_STREAMS.values(), ids=BAD_STREAMS.keys())
+@pytest.mark.parametrize("step", [1, 1 << 20], ids=["byte by byte", "at once"])
+def test_a_bad_stream_is_refused_and_nothing_of_it_is_stored(blobs: code.Blobs, stream: bytes, step: int) -> None:
+    whole = GOOD_FRAME + stream
+    with pytest.raises(errors.BadData):
+        receive(blobs, *(whole[at : at + step] for at in range(0, len(whole), step)))
+    assert stored(blobs) == set()
+    assert tidy(blobs)
+
+
+def test_more_than_the_limit_is_refused_before_it_is_written(blobs: code.Blobs) -> None:
+    with pytest.raises(errors.TooLarge):
+        receive(blobs, frame(b"12345"), frame(b"678901"), limit_bytes=10)
+    assert tidy(blobs)
+
+
+def test_a_full_disk_leaves_nothing_behind(blobs: code.Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(errors.DiskFull):
+        receive(blobs, frame(b"data"))
+    monkeypatch.undo()
+    assert stored(blobs) == set()
+    assert tidy(blobs)
+
+
+def test_a_disk_that_fails_to_sync_is_not_believed(blobs: code.Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(errors.StateDamaged):
+        receive(blobs, frame(b"data"))
+    assert stored(blobs) == set()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("point", "kept"), [("code.blob.written", False), ("code.blob.durable", True), ("code.manifest.durable", True)]
+)
+def test_a_daemon_killed_while_storing_starts_clean(
+    blobs: code.Blobs, monkeypatch: pytest.MonkeyPatch, point: str, kept: bool
+) -> None:
+    manifest = code.Manifest.of({}, {}, ["d"])
+
+    def kill(name: str) -> None:
+        if name == point:
+            raise Killed
+
+    monkeypatch.setattr(files, "armed", kill)
+    with pytest.raises(Killed):
+        blobs.keep(manifest)
+    monkeypatch.undo()
+    again = code.Blobs(blobs.directory)
+    assert again.has(manifest.id) is kept
+    assert tidy(again)
+
+
+def test_a_name_that_is_no_hash_reaches_no_file(blobs: code.Blobs) -> None:
+    for name in ("../x", "", "a" * 63, "A" * 64, SHA + "/"):
+        with pytest.raises(errors.BadData):
+            blobs.read(name)
+        with pytest.raises(errors.BadData):
+            blobs.missing([name])
+        with pytest.raises(errors.BadRequest):
+            blobs.manifest(name)
+    with pytest.raises(errors.NotFound):
+        blobs.read(SHA)
+    with pytest.raises(errors.SnapshotUnknown):
+        blobs.manifest(SHA)
+
+
+# --- offers and collecting -----------------------------------------------------------------------------------------
+
+
+def test_an_offer_names_what_is_missing_and_keeps_the_manifest_when_nothing_is(blobs: code.Blobs) -> None:
+    entries = {"a": [0o644, 3, sha(b"one")]}
+    manifest = code.Manifest.of(entries, {}, [])
+    assert blobs.offer(manifest.id, None, entries, [], {}, []) == [sha(b"one")]
+    with pytest.raises(errors.SnapshotUnknown):
+        blobs.manifest(manifest.id)
+    receive(blobs, frame(b"one"))
+    assert blobs.offer(manifest.id, None, entries, [], {}, []) == []
+    assert blobs.manifest(manifest.id) == manifest
+    assert blobs.offer(manifest.id, manifest.id, {}, [], {}, []) == []
+    with pytest.raises(errors.SnapshotUnknown):
+        blobs.offer(manifest.id, SHA, {}, [], {}, [])
+
+
+def test_a_content_cut_short_on_disk_is_asked_for_again(blobs: code.Blobs) -> None:
+    manifest = make(blobs, {"a": b"content"})
+    os.truncate(blobs.path(sha(b"content")), 2)
+    assert blobs.missing(manifest.sizes) == [sha(b"content")]
+    receive(blobs, frame(b"content"))
+    assert blobs.missing(manifest.sizes) == []
+
+
+def test_collecting_keeps_what_is_named_or_was_asked_about(blobs: code.Blobs) -> None:
+    kept = make(blobs, {"a": b"kept"})
+    gone = make(blobs, {"a": b"gone" * 2000, "b": b"asked"})
+    now = os.stat(blobs.path(gone.id)).st_mtime + 100
+    assert blobs.collect([kept.id], 3600, now) == 0
+    os.utime(blobs.path(gone.id), (0, 0))
+    os.utime(blobs.path(sha(b"gone" * 2000)), (0, 0))
+    os.utime(blobs.path(sha(b"asked")), (0, 0))
+    os.utime(blobs.path(sha(b"kept")), (0, 0))
+    assert blobs.missing([sha(b"asked")]) == []
+    assert blobs.collect([kept.id, SHA], 3600, now) >= 8000
+    assert stored(blobs) == {kept.id, sha(b"kept"), sha(b"asked")}
+    with pytest.raises(errors.SnapshotUnknown):
+        blobs.manifest(gone.id)
+
+
+# --- trees ---------------------------------------------------------------------------------------------------------
+
+CONTENTS = {"a": b"text", "run.sh": b"#!/bin/sh", "deep/er/b": b"\0" * 3_000_000, "deep/none": b""}
+EXPECTED = {
+    "a": (b"text", 0o644),
+    "run.sh": (b"#!/bin/sh", 0o755),
+    "deep/er/b": (b"\0" * 3_000_000, 0o644),
+    "deep/none": (b"", 0o644),
+    "deep/link": "-> ../a",
+    "void/er": "empty",
+}
+
+
+@pytest.fixture
+def manifest(blobs: code.Blobs) -> code.Manifest:
+    return make(blobs, CONTENTS, {"deep/link": "../a"}, ["void/er"])
+
+
+def test_a_tree_is_what_was_sent_and_linked_to_nothing(
+    blobs: code.Blobs, manifest: code.Manifest, tmp_path: Path
+) -> None:
+    old = os.umask(0o077)
+    try:
+        code.make_tree(blobs, manifest, str(tmp_path / "tree"))
+    finally:
+        os.umask(old)
+    assert content(tmp_path / "tree") == EXPECTED
+    assert all(os.stat(tmp_path / "tree" / path).st_nlink == 1 for path in CONTENTS)
+    for path in CONTENTS:
+        (tmp_path / "tree" / path).write_bytes(b"the job's own")
+    assert all(blobs.read(sha(data)) == data for data in CONTENTS.values())
+
+
+def test_a_damaged_content_is_named_and_made_good_by_the_next_submit(
+    blobs: code.Blobs, manifest: code.Manifest, tmp_path: Path
+) -> None:
+    Path(blobs.path(sha(b"text"))).write_bytes(b"tExt")
+    with pytest.raises(errors.StateDamaged, match="the content of 'a'"):
+        code.make_tree(blobs, manifest, str(tmp_path / "tree"))
+    assert not [name for name in os.listdir(tmp_path) if "tree" in name]
+    assert blobs.missing(manifest.sizes) == [sha(b"text")]
+    with pytest.raises(errors.StateDamaged, match="missing"):
+        code.make_tree(blobs, manifest, str(tmp_path / "tree"))
+    receive(blobs, frame(b"text"))
+    code.make_tree(blobs, manifest, str(tmp_path / "tree"))
+
+
+def test_a_damaged_manifest_is_not_believed(blobs: code.Blobs, manifest: code.Manifest) -> None:
+    Path(blobs.path(manifest.id)).write_bytes(manifest.to_bytes().replace(b"void", b"viod"))
+    fresh = code.Blobs(blobs.directory)
+    with pytest.raises(errors.StateDamaged):
+        fresh.manifest(manifest.id)
+
+
+def test_a_disk_that_fills_up_leaves_no_tree(
+    blobs: code.Blobs, manifest: code.Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(errors.DiskFull):
+        code.make_tree(blobs, manifest, str(tmp_path / "tree"))
+    monkeypatch.undo()
+    assert not [name for name in os.listdir(tmp_path) if "tree" in name]
+
+
+@pytest.fixture
+def work(tmp_path: Path, blobs: code.Blobs) -> code.Trees:
+    return code.Trees(str(tmp_path / "trees"), blobs)
+
+
+@pytest.mark.parametrize("spare", [False, True], ids=["from blobs", "from the spare"])
+def test_a_daemon_killed_after_making_a_tree_finds_it(
+    work: code.Trees, blobs: code.Blobs, manifest: code.Manifest, monkeypatch: pytest.MonkeyPatch, spare: bool
+) -> None:
+    if spare:
+        work.prepare(manifest.id)
+
+    def kill(name: str) -> None:
+        assert name == "code.tree.made"
+        raise Killed
+
+    monkeypatch.setattr(files, "armed", kill)
+    with pytest.raises(Killed):
+        work.make(1, manifest.id)
+    monkeypatch.undo()
+    again = code.Trees(work.directory, blobs)
+    assert content(again.make(1, manifest.id)) == EXPECTED
+    assert sorted(os.listdir(work.directory)) == [".boot", "1"]
+
+
+def test_a_job_s_tree_is_made_once_and_removed_whole(work: code.Trees, manifest: code.Manifest) -> None:
+    path = work.make(7, manifest.id)
+    (Path(path) / "made by the job").write_text("x")
+    assert work.make(7, manifest.id) == path
+    assert os.path.exists(f"{path}/made by the job")
+    work.remove(7)
+    assert os.listdir(work.directory) == [".boot"]
+    work.remove(7)
+
+
+def test_a_tree_with_read_only_folders_is_removed_and_links_are_not_followed(
+    work: code.Trees, manifest: code.Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(0o500)
+    (Path(work.make(1, manifest.id)) / "deep/out").symlink_to(outside)
+    os.chmod(f"{work.path(1)}/deep/er", 0o500)
+    os.chmod(f"{work.path(1)}/deep", 0o000)
+    real = trees.shutil.rmtree
+
+    def as_a_user(path: str, ignore_errors: bool) -> None:
+        """root may remove anything: refuse as the kernel would refuse a user."""
+        if os.path.exists(f"{path}/deep/er") and os.stat(f"{path}/deep").st_mode & 0o200 == 0:
+            return
+        real(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(trees.shutil, "rmtree", as_a_user)
+    work.remove(1)
+    assert os.listdir(work.directory) == [".boot"]
+    assert os.stat(outside).st_mode & 0o777 == 0o500
+
+
+def test_sweeping_keeps_only_what_is_asked(work: code.Trees, manifest: code.Manifest) -> None:
+    for job in (1, 2, 3):
+        work.make(job, manifest.id)
+    for left in (".making-9", ".gone-4-1-1", "stray"):
+        os.mkdir(f"{work.directory}/{left}")
+    work.prepare(manifest.id)
+    work.sweep([2])
+    assert sorted(os.listdir(work.directory)) == [".boot", ".spare", "2"]
+
+
+def test_trees_of_another_boot_are_made_anew(
+    work: code.Trees, blobs: code.Blobs, manifest: code.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work.make(1, manifest.id)
+    assert os.path.exists(code.Trees(work.directory, blobs).path(1))
+    monkeypatch.setenv("GPUBOX_BOOT_ID", "another")
+    assert not os.path.exists(code.Trees(work.directory, blobs).path(1))
+
+
+# --- the spare tree ------------------------------------------------------------------------------------------------
+
+
+def watch_making(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    made: list[str] = []
+    real = trees.make_tree
+    monkeypatch.setattr(trees, "make_tree", lambda b, m, to: (made.append(os.path.basename(to)), real(b, m, to))[1])
+    return made
+
+
+def test_a_spare_is_handed_over_once(
+    work: code.Trees, manifest: code.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert work.prepare(manifest.id)
+    assert not work.prepare(manifest.id)
+    made = watch_making(monkeypatch)
+    work.make(1, manifest.id)
+    assert made == []
+    work.make(2, manifest.id)
+    assert made == ["2"]
+    assert content(work.path(1)) == content(work.path(2)) == EXPECTED
+    inodes = [{os.stat(f"{work.path(job)}/{path}").st_ino for path in CONTENTS} for job in (1, 2)]
+    inodes.append({os.stat(work._blobs.path(sha(data))).st_ino for data in CONTENTS.values()})
+    assert not inodes[0] & inodes[1]
+    assert not (inodes[0] | inodes[1]) & inodes[2]
+
+
+def test_a_spare_of_a_similar_snapshot_is_patched(
+    work: code.Trees, blobs: code.Blobs, manifest: code.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work.prepare(manifest.id)
+    contents = {
+        "a/now/folder": b"1",
+        "run.sh": b"#!/bin/bash",
+        "deep/er": b"now a file",
+        "deep/none": b"",
+        "void/x": b"2",
+    }
+    other = make(blobs, contents, {"deep/link": "none", "new": "run.sh"}, ["empty/deep"])
+    made = watch_making(monkeypatch)
+    work.make(1, other.id)
+    assert made == []
+    code.make_tree(blobs, other, f"{work.directory}/fresh")
+    assert content(work.path(1)) == content(f"{work.directory}/fresh")
+
+
+def test_a_spare_of_another_project_stays_for_its_own(
+    work: code.Trees, blobs: code.Blobs, manifest: code.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trees, "SPARE_CHANGES", 2)
+    work.prepare(manifest.id)
+    other = make(blobs, {f"other{n}": b"x" for n in range(5)})
+    made = watch_making(monkeypatch)
+    work.make(1, other.id)
+    work.make(2, manifest.id)
+    assert made == ["1"]
+
+
+TOUCHES: dict[str, Callable[[Path], object]] = {
+    "a file edited in place": lambda spare: (spare / "a").write_bytes(b"TEXT"),
+    "a file added": lambda spare: (spare / "deep/new").write_bytes(b""),
+    "a file removed": lambda spare: (spare / "deep/none").unlink(),
+    "a mode changed": lambda spare: (spare / "a").chmod(0o600),
+    "a second name given": lambda spare: os.link(spare / "a", spare.parent.parent / "elsewhere"),
+    "all of it gone": lambda spare: spare.rename(spare.parent.parent / "elsewhere"),
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES.keys())
+def test_a_spare_that_somebody_touched_is_not_used(
+    work: code.Trees, manifest: code.Manifest, monkeypatch: pytest.MonkeyPatch, touch: Callable[[Path], object]
+) -> None:
+    work.prepare(manifest.id)
+    touch(Path(work.directory) / ".spare")
+    made = watch_making(monkeypatch)
+    work.make(1, manifest.id)
+    assert made == ["1"]
+    assert content(work.path(1)) == EXPECTED
+    assert sorted(os.listdir(work.directory)) == [".boot", "1"]
+
+
+def test_a_spare_that_can_t_be_patched_is_dropped(work: code.Trees, blobs: code.Blobs, manifest: code.Manifest) -> None:
+    work.prepare(manifest.id)
+    other = make(blobs, {**CONTENTS, "new": b"new"}, {"deep/link": "../a"}, ["void/er"])
+    os.unlink(blobs.path(sha(b"new")))
+    with pytest.raises(errors.StateDamaged, match="'new' is missing"):
+        work.make(1, other.id)
+    assert os.listdir(work.directory) == [".boot"]
+
+
+def test_a_large_snapshot_gets_no_spare(
+    work: code.Trees, manifest: code.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trees, "SPARE_BYTES", 10)
+    assert not work.prepare(manifest.id)
+
+
+def test_many_jobs_and_spares_at_once_never_share_a_file(work: code.Trees, manifest: code.Manifest) -> None:
+    def run(first: int) -> None:
+        for job in range(first, first + 5):
+            work.prepare(manifest.id)
+            work.make(job, manifest.id)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in (100, 200, 300)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    jobs = [n + k for n in (100, 200, 300) for k in range(5)]
+    inodes = [os.stat(f"{work.path(job)}/{path}").st_ino for job in jobs for path in CONTENTS]
+    assert len(set(inodes)) == len(inodes)
+    assert all(content(work.path(job)) == EXPECTED for job in jobs)
+
+
+def test_a_content_is_not_shown_before_its_name_is_durable(blobs: code.Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is told `not missing` may acknowledge a job: the names must be synced by then."""
+    synced: list[str] = []
+    real = blobs_module._sync
+
+    def watch(paths: list[str], directory: str, flags: int) -> None:
+        if flags & os.O_DIRECTORY:
+            assert blobs._pins.locked()
+        real(paths, directory, flags)
+        synced.extend(paths)
+
+    monkeypatch.setattr(blobs_module, "_sync", watch)
+    receive(blobs, frame(b"data"))
+    assert synced[-1] == os.path.dirname(blobs.path(sha(b"data")))
