@@ -52,7 +52,7 @@ def a_request(spec: JobSpec | None = None, jobs: int = 1, **values: Any) -> Requ
     return Request(spec or a_spec(), indices=indices, params=[{}] * jobs, **given)
 
 
-# --- engines -----------------------------------------------------------------------------------------------------------
+# --- engines ---
 
 
 @dataclass
@@ -171,7 +171,7 @@ def write_attempt(state: StateDir, launch: Launch) -> AttemptDir:
     return directory
 
 
-# --- the daemon's core ---------------------------------------------------------------------------------------------------
+# --- the daemon's core ---
 
 
 @dataclass
@@ -263,11 +263,21 @@ def a_hall(folder: Path, engine: Engine | None = None, **settings: Any) -> Itera
 
     store = Store(state.database)
     preparation = Preparation(
-        lambda name: name not in environments, build, make_tree, remove_tree, lambda do, done: later.append((do, done)), 4
+        lambda name: name not in environments,
+        build,
+        make_tree,
+        remove_tree,
+        lambda *work: later.append(work),
+        4,
     )
     values = {"free_bytes": 0, "cpus": 4, "memory_bytes": 8 * GIB, "data": f"{folder}/data", **settings}
     daemon = Daemon(
-        Settings(state, f"{folder}/api.sock", **values), store, engine, preparation, lambda e: "/usr/bin", reports.append
+        Settings(state, f"{folder}/api.sock", **values),
+        store,
+        engine,
+        preparation,
+        lambda e: "/usr/bin",
+        reports.append,
     )
     try:
         daemon.recover()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from builders import GIB, a_job
@@ -30,15 +31,15 @@ NOW = 1000.0
 FOUR = Resources(cpus=4, memory_bytes=8 * GIB, gpus=2)
 
 
-def facts(**values: object) -> Facts:
+def facts(**values: Any) -> Facts:
     return replace(Facts(capacity=FOUR, now=NOW), **values)
 
 
-def running(id: int, **values: object) -> Job:
-    return a_job(id, words.RUNNING, **{"started_at": NOW, **values})  # type: ignore[arg-type]
+def running(id: int, **values: Any) -> Job:
+    return a_job(id, words.RUNNING, **{"started_at": NOW, **values})
 
 
-def decide(queued: list[Job], active: list[Job] | None = None, explain: bool = True, **values: object) -> Decision:
+def decide(queued: list[Job], active: list[Job] | None = None, explain: bool = True, **values: Any) -> Decision:
     return schedule(sorted(queued, key=order), active or [], facts(**values), explain)
 
 
@@ -46,7 +47,7 @@ def started(decision: Decision) -> list[int]:
     return [job.id for job in decision.starts]
 
 
-# --- order -----------------------------------------------------------------------------------------------------------
+# --- order ---
 
 
 def test_jobs_start_in_the_order_of_submission_while_there_is_room() -> None:
@@ -67,9 +68,10 @@ def test_what_runs_takes_its_room() -> None:
 def test_more_running_than_the_box_has_is_no_fault() -> None:
     decision = decide([a_job(3)], [running(1, cpus=6, memory_bytes=20 * GIB)])
     assert decision.waits == {3: "needs 1 cpu, 0 of 4 free"}
+    assert started(decide([a_job(3)], [running(1, memory_bytes=20 * GIB)])) == [3]
 
 
-# --- reasons ---------------------------------------------------------------------------------------------------------
+# --- reasons ---
 
 
 @pytest.mark.parametrize(
@@ -95,9 +97,7 @@ def test_more_running_than_the_box_has_is_no_fault() -> None:
         pytest.param({"snapshot": "abc"}, {}, "its code is being laid out", id="work tree not there"),
     ],
 )
-def test_a_job_that_waits_on_an_empty_box_says_why(
-    job: dict[str, object], given: dict[str, object], reason: str
-) -> None:
+def test_a_job_that_waits_on_an_empty_box_says_why(job: dict[str, Any], given: dict[str, Any], reason: str) -> None:
     decision = decide([a_job(7, **job)], **given)
     assert decision.waits == {7: reason}
     assert started(decision) == []
@@ -113,7 +113,7 @@ def test_a_job_that_waits_on_an_empty_box_says_why(
         pytest.param({"snapshot": "abc"}, id="its tree stands"),
     ],
 )
-def test_a_job_starts_when_nothing_is_in_its_way(job: dict[str, object]) -> None:
+def test_a_job_starts_when_nothing_is_in_its_way(job: dict[str, Any]) -> None:
     decision = decide(
         [a_job(7, **job)],
         ended={3: words.SUCCEEDED, 4: words.FAILED},
@@ -160,7 +160,7 @@ def test_a_broken_dependency_is_told_in_a_sentence(
     assert broken_dependency(after, states) == sentence
 
 
-# --- room that is promised --------------------------------------------------------------------------------------------
+# --- room that is promised ---
 
 
 def test_a_job_whose_tree_is_not_there_keeps_its_place() -> None:
@@ -229,7 +229,7 @@ def test_a_head_that_the_box_became_too_small_for_blocks_nobody() -> None:
     assert started(decide([a_job(1, cpus=9), a_job(2)])) == [2]
 
 
-# --- explaining changes nothing ----------------------------------------------------------------------------------------
+# --- explaining changes nothing ---
 
 
 def jobs(first: int, state: str) -> st.SearchStrategy[list[Job]]:
@@ -272,7 +272,7 @@ def test_what_starts_always_fits(queued: list[Job], active: list[Job], laid_out:
         assert ours == 0 or taken + ours <= getattr(FOUR, amount)
 
 
-# --- backfill never delays the head, by simulation -----------------------------------------------------------------------
+# --- backfill never delays the head, by simulation ---
 
 Plan = tuple[int, int, int]  # cpus, gpus, seconds
 
@@ -335,7 +335,9 @@ def test_a_job_without_any_known_end_before_it_is_delayed_by_nobody(queued: list
     active = [replace(job, time_limit=None) for job in active]
     queued = [replace(job, time_limit=None, snapshot=None) for job in queued]
     decision = decide(queued, active)
-    passed = [job for job in decision.starts if any(w.startswith("needs") for i, w in decision.waits.items() if i < job.id)]
+    passed = [
+        job for job in decision.starts if any(w.startswith("needs") for i, w in decision.waits.items() if i < job.id)
+    ]
     heads = [i for i, why in decision.waits.items() if why.startswith("needs") and "behind job" not in why]
     if not heads or not passed:
         return
@@ -346,7 +348,7 @@ def test_a_job_without_any_known_end_before_it_is_delayed_by_nobody(queued: list
         assert taken == 0 or everyone <= getattr(FOUR, amount)
 
 
-# --- speed, printed ------------------------------------------------------------------------------------------------------
+# --- speed, printed ---
 
 
 def test_ten_thousand_waiting_jobs_are_decided_quickly() -> None:
@@ -363,7 +365,7 @@ def test_ten_thousand_waiting_jobs_are_decided_quickly() -> None:
     assert brief_ms < 250
 
 
-# --- words ----------------------------------------------------------------------------------------------------------------
+# --- words ---
 
 
 @pytest.mark.parametrize(
@@ -387,7 +389,15 @@ def test_a_box_without_gpus_says_none() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(-5, "0 s"), (0.4, "0 s"), (59.6, "1 min"), (75, "1 min 15 s"), (3600, "1 h"), (3725, "1 h 2 min"), (180000, "2 d 2 h")],
+    [
+        (-5, "0 s"),
+        (0.4, "0 s"),
+        (59.6, "1 min"),
+        (75, "1 min 15 s"),
+        (3600, "1 h"),
+        (3725, "1 h 2 min"),
+        (180000, "2 d 2 h"),
+    ],
 )
 def test_a_duration_is_told_in_its_two_largest_units(seconds: float, said: str) -> None:
     assert duration(seconds) == said

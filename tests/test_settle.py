@@ -38,7 +38,9 @@ def evidence(exit: Exit | None = None, started_at: float | None = None, alive: b
         pytest.param(words.RUNNING, evidence(an_exit()), AGES, Action.END, id="an exit record, read once more"),
         pytest.param(words.RUNNING, evidence(an_exit(), alive=True), 0, Action.END, id="its supervisor is leaving"),
         pytest.param(words.STARTING, evidence(alive=True), 0, Action.KEEP, id="lock held, about to run"),
-        pytest.param(words.STARTING, evidence(alive=True), AGES, Action.KEEP, id="lock held for long: a child may exec"),
+        pytest.param(
+            words.STARTING, evidence(alive=True), AGES, Action.KEEP, id="lock held for long: a child may exec"
+        ),
         pytest.param(words.STARTING, evidence(None, 5.0, True), 0, Action.RUN, id="lock held and started: it runs"),
         pytest.param(words.RUNNING, evidence(None, 5.0, True), AGES, Action.KEEP, id="it still runs"),
         pytest.param(words.STARTING, evidence(), 0.1, Action.KEEP, id="asked for just now, no lock yet"),
@@ -46,14 +48,18 @@ def evidence(exit: Exit | None = None, started_at: float | None = None, alive: b
         pytest.param(words.STARTING, evidence(), LATE, Action.FENCE, id="no lock for too long: fenced"),
         pytest.param(words.STARTING, evidence(), AGES, Action.FENCE, id="asked for by an earlier daemon: fenced"),
         pytest.param(words.RUNNING, evidence(None, 5.0), 0, Action.FENCE, id="started, lock free: supervisor died"),
-        pytest.param(words.STARTING, evidence(None, 5.0), 0, Action.FENCE, id="started, lock free, not yet known to run"),
+        pytest.param(
+            words.STARTING, evidence(None, 5.0), 0, Action.FENCE, id="started, lock free, not yet known to run"
+        ),
         pytest.param(words.RUNNING, evidence(None, 5.0, rebooted=True), AGES, Action.FENCE, id="another boot"),
         pytest.param(words.STARTING, evidence(missing=True), 0.1, Action.KEEP, id="directory still to be made"),
         pytest.param(words.STARTING, evidence(missing=True), LATE, Action.FENCE, id="no directory for too long"),
         pytest.param(words.STARTING, evidence(missing=True), AGES, Action.FENCE, id="crash before mkdir"),
         pytest.param(words.RUNNING, evidence(missing=True), 0.1, Action.FENCE, id="directory gone while it ran"),
         pytest.param(words.STARTING, evidence(abandoned=True), 0.1, Action.REQUEUE, id="tombstone: a new attempt"),
-        pytest.param(words.STARTING, evidence(abandoned=True), AGES, Action.REQUEUE, id="tombstone of an earlier daemon"),
+        pytest.param(
+            words.STARTING, evidence(abandoned=True), AGES, Action.REQUEUE, id="tombstone of an earlier daemon"
+        ),
         pytest.param(words.STARTING, evidence(NEVER), 0.1, Action.REQUEUE, id="the launch failed: a new attempt"),
     ],
 )
@@ -93,7 +99,7 @@ def test_every_reason_that_leads_to_a_state_is_a_word() -> None:
     assert set(STATE_OF_REASON.values()) <= set(words.FINISHED)
 
 
-# --- an attempt that never ran -----------------------------------------------------------------------------------------
+# --- an attempt that never ran ---
 
 
 def test_a_launch_that_fails_again_and_again_fails_the_job() -> None:
@@ -123,7 +129,7 @@ def test_a_cancelled_job_that_never_ran_is_cancelled_not_tried_again(seen: Evide
     assert (verdict.action, verdict.state) == (Action.END, words.CANCELLED)
 
 
-# --- retries -----------------------------------------------------------------------------------------------------------
+# --- retries ---
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ A child can do it, and so the difficulty surprises:
 
 - No single place of the picture holds the answer. A network is made of small windows that see edges and corners; a
   line is only known to be *one* line by following it through all the windows that it passes.
-- Lines cross. Each crossing cuts what is seen of a line into pieces, and with 8 lines there are about six of them.
+- Lines cross. Each crossing cuts what is seen of a line into pieces, and with 8 lines there are eight or nine of them.
 - Short cuts mislead. More ink means more lines, but four long ones have the ink of eight short ones. Twice as many ends
   as lines would be exact, but ends hide on other lines.
 - Counts are neighbours. 5 and 6 look almost the same, so the loss falls fast to "about 5" and then crawls.
 
-The pictures are drawn as they are needed, so none is ever seen twice, and there is nothing to learn
-by heart. Runs on a GPU when there is one, else on the CPU.
+The pictures are drawn as they are needed, so none is seen twice and there is nothing to learn by heart. Runs on a GPU
+when there is one, else on the CPU.
 
     runner submit examples/count_lines/train.py --steps 3000
 
@@ -252,7 +252,7 @@ def draw(path: Path, history: list[float], pictures, counts, predicted, metrics:
         va="center", linespacing=1.5,
     )  # fmt: skip
     grid = figure.add_gridspec(
-        4, 2, height_ratios=(2.3, 0.25, 1, 1), left=0.06, right=0.97, top=0.86, bottom=0.03, hspace=0.38, wspace=0.14
+        4, 2, height_ratios=(2.3, 0.05, 1, 1), left=0.06, right=0.97, top=0.86, bottom=0.03, hspace=0.55, wspace=0.14
     )
     draw_loss(figure.add_subplot(grid[0, 0]), history)
     draw_accuracy(figure.add_subplot(grid[0, 1]), metrics)

@@ -15,6 +15,7 @@ from runner.errors import StateDamaged
 from runner.files import failpoint, fsync_dir
 
 VERSION = 2
+LOCK_SECONDS = 5.0  # another program may have the database for so long, until it is told to be held
 
 
 def _from_1(connection: sqlite3.Connection) -> None:
@@ -43,7 +44,9 @@ def prepare(path: str) -> None:
 
 
 def _open(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, timeout=5.0)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS)
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # no -shm file: on a full disk there is no room for it
+    return connection
 
 
 def _check(connection: sqlite3.Connection, path: str) -> int:

@@ -9,6 +9,7 @@ the slow part, in a thread.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ from runner.box.code import Blobs, remove_tree
 from runner.box.daemon import Daemon
 from runner.box.envs import READY, Environments
 from runner.box.settings import DAY
-from runner.errors import Busy
+from runner.errors import BadRequest, Busy
 from runner.paths import JobDir
 
 PIN_SECONDS = DAY  # contents that somebody asked about within it are about to be submitted
@@ -119,6 +120,9 @@ class Retention:
         await self.clean(Cleaning())
 
     async def clean(self, wish: Cleaning) -> dict[str, Any]:
+        days = wish.older_than_days
+        if days is not None and not (math.isfinite(days) and days >= 0):
+            raise BadRequest(f"older_than_days is {days}; it takes 0 or more")
         async with self._one_at_a_time:
             now = time.time()
             ended = self._ended(now)

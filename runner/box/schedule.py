@@ -47,7 +47,9 @@ class _Room:
     gpus: int
 
     def fits(self, job: Job) -> bool:
-        return job.cpus <= self.cpus and job.memory_bytes <= self.memory_bytes and job.gpus <= self.gpus
+        # Less than nothing is left where the box became smaller: no harm to a job that asks for none of it.
+        memory, gpus = max(self.memory_bytes, 0), max(self.gpus, 0)
+        return job.cpus <= self.cpus and job.memory_bytes <= memory and job.gpus <= gpus
 
     def take(self, job: Job) -> None:
         self.cpus -= job.cpus
@@ -130,7 +132,7 @@ def _reserve(job: Job, active: Sequence[Job], begun: Sequence[Job], room: _Room,
     if at == FOREVER:  # unknown, it may be any moment: only what is left beside it even now can do it no harm
         later = room.copy()
     later.take(job)
-    return _Head(job, at, _Room(max(later.cpus, 0), max(later.memory_bytes, 0), max(later.gpus, 0)))
+    return _Head(job, at, later)
 
 
 def expected_end(job: Job, now: float) -> float:
@@ -185,10 +187,10 @@ def lacks(job: Job, room: _Room, capacity: Resources) -> str:
     parts = []
     if job.cpus > room.cpus:
         parts.append(f"{count(job.cpus, 'cpu')}, {max(room.cpus, 0)} of {capacity.cpus} free")
-    if job.memory_bytes > room.memory_bytes:
+    if job.memory_bytes > max(room.memory_bytes, 0):
         free = size(max(room.memory_bytes, 0))
         parts.append(f"{size(job.memory_bytes)} of memory, {free} of {size(capacity.memory_bytes)} free")
-    if job.gpus > room.gpus:
+    if job.gpus > max(room.gpus, 0):
         parts.append(f"{count(job.gpus, 'GPU')}, {max(room.gpus, 0)} of {capacity.gpus} free")
     return "needs " + " and ".join(parts)
 

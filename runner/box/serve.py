@@ -15,6 +15,7 @@ from contextlib import ExitStack
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+import runner
 from runner.box import premises, settings
 from runner.box.api import House, make_app
 from runner.box.auth import Gate, peer
@@ -48,8 +49,8 @@ def serve(by_command: bool, ready: int | None) -> int:
     premises.take(chosen)  # held until this process ends or becomes another
     diary = Diary(chosen.state.daemon_log)
     try:
-        with asyncio.Runner() as runner:
-            end = runner.run(_run(chosen, diary, by_command, ready))
+        with asyncio.Runner() as loop:
+            end = loop.run(_run(chosen, diary, by_command, ready))
     except Problem as problem:
         diary.write(f"it could not start: {problem.message}")
         raise
@@ -101,6 +102,7 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, end.leave)
         turns.wake()
+        diary.write(f"{runner.__version__} listens on {chosen.socket}")
         _tell(ready, chosen)
         chores = [asyncio.create_task(_keep_house(house, diary))]
         if by_command:

@@ -41,6 +41,6 @@ def damaged(path: str, said: str) -> StateDamaged:
     copies = sorted(name for name in os.listdir(folder) if name.startswith("runner.db.copy-"))
     instead = f"{folder}/{copies[-1]}" if copies else "a backup"
     return StateDamaged(
-        f"the database {path} is damaged ({said}); it was left as it is and nothing was started",
+        f"the database {path} is damaged ({' '.join(said.split())}); it was left as it is and nothing was started",
         f"keep it (mv {path} {path}.damaged; its -wal too) and put {instead} in its place; running jobs go on",
     )

@@ -144,7 +144,8 @@ class Store:
     def __init__(self, path: str) -> None:
         self.path = path
         migrations.prepare(path)
-        self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 5.0, "check_same_thread": False})
+        options = {"timeout": migrations.LOCK_SECONDS, "check_same_thread": False}
+        self._engine = create_engine(f"sqlite:///{path}", connect_args=options)
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         with translated(path):
@@ -152,7 +153,8 @@ class Store:
             with self._write():
                 SQLModel.metadata.create_all(self._connection)
                 self._connection.exec_driver_sql(_INDEXES)
-                self._connection.exec_driver_sql(f"PRAGMA user_version = {migrations.VERSION}")
+                if self._connection.exec_driver_sql("PRAGMA user_version").scalar() != migrations.VERSION:
+                    self._connection.exec_driver_sql(f"PRAGMA user_version = {migrations.VERSION}")
             self.box_id = self._box_id()
 
     def close(self) -> None:

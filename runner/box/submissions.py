@@ -86,6 +86,8 @@ def _check_amounts(spec: JobSpec) -> None:
 def _check_names(spec: JobSpec) -> None:
     if len(spec.name) > NAME_MAX:
         raise BadRequest(f"the name is {len(spec.name)} characters long, {NAME_MAX} are the most")
+    if any("\ud800" <= letter <= "\udfff" for letter in spec.name):
+        raise BadRequest(f"the name {spec.name!a} is not UTF-8")
     for reason in spec.retry_on:
         if reason not in words.RETRYABLE:
             known = ", ".join(words.RETRYABLE)

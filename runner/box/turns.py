@@ -49,15 +49,19 @@ class Turns:
             self._daemon.pass_once(time.time())
             self._said = ""
         except StateDamaged as problem:
-            self._doomed(problem)
+            self._end(problem)
         except OSError as error:
             if error.errno in FATAL:
-                self._doomed(StateDamaged(f"the box's disk failed: {error}", "check the disk; running jobs go on"))
+                self._end(StateDamaged(f"the box's disk failed: {error}", "check the disk; running jobs go on"))
             else:
                 self._failed(error)
         except Exception as error:
             self._failed(error)
         self._sleep()
+
+    def _end(self, problem: Problem) -> None:
+        self.stop()
+        self._doomed(problem)
 
     def _failed(self, error: Exception) -> None:
         """Told once while it stays the same. What was decided but not committed is forgotten: the database holds."""

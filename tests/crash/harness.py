@@ -1,7 +1,7 @@
 """Scenarios of death: a daemon's core is forked, killed at a named point, recovered by the next one, and judged.
 
-The truth is what the jobs themselves wrote: a line in an O_APPEND ledger per start. A job waits for a gate (a FIFO that
-the scenario fills), so nothing sleeps. The scenario is a subreaper: a process that it can't reap at the end is an orphan.
+The truth is what the jobs themselves wrote: a line in an O_APPEND ledger per start. A job waits for a gate, a FIFO
+that the scenario fills: nothing sleeps. The scenario is a subreaper: what it can't reap at the end is an orphan.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crash.arms import Arm, Trigger
-
 from runner import files, words
 from runner.box import settle as settle_module
 from runner.box.daemon import Daemon
@@ -78,7 +77,9 @@ KINDS = {
         Kind("two that last", 2, gate="never", spec={"time_limit": 0.8}, ends=((words.TIMED_OUT, None),)),
         Kind("retry", spec={"retries": 1, "retry_on": ["exit_code"]}, starts=2),
         Kind("requeue", gate="later", reboot=True, spec={"requeue": True}, starts=2),
-        Kind("reboot", gate="later", reboot=True, ends=((words.LOST, None), (words.FAILED, CODE))),  # before it, after it
+        Kind(
+            "reboot", gate="later", reboot=True, ends=((words.LOST, None), (words.FAILED, CODE))
+        ),  # before it, after it
         Kind("leftover", script=BEGIN + LEFTOVER + GATE + f"exit {CODE}"),
     )
 }
@@ -259,7 +260,7 @@ class Life:
 
     def cancel(self) -> None:
         for job in list(self.daemon.book.jobs.values()):
-            now = bool(self.number or self.stage.started()) or self.kind.cancel == "starts" and job.attempt > 0
+            now = bool(self.number or self.stage.started()) or (self.kind.cancel == "starts" and job.attempt > 0)
             if now and job.id not in self.stage.acknowledged("cancel"):
                 self.wishes.cancel(ME, [job.id], 0.3)
                 self.stage.acknowledge("cancel", job.id)
@@ -448,7 +449,10 @@ class Judge:
 
 
 def play_all(
-    scenarios: Sequence[Scenario], workers: int = 3, prepare: Callable[[], None] | None = None, until_fault: bool = False
+    scenarios: Sequence[Scenario],
+    workers: int = 3,
+    prepare: Callable[[], None] | None = None,
+    until_fault: bool = False,
 ) -> list[Outcome]:
     """Play them in forked workers. prepare: run in each worker first (variants patch the core there)."""
     folder = tempfile.mkdtemp(prefix="crash-", dir=_memory())
@@ -457,7 +461,9 @@ def play_all(
     gc.collect()
     gc.freeze()
     try:
-        pids = [_worker(number, workers, scenarios, template, folder, prepare, until_fault) for number in range(workers)]
+        pids = [
+            _worker(number, workers, scenarios, template, folder, prepare, until_fault) for number in range(workers)
+        ]
         statuses = [os.waitpid(pid, 0)[1] for pid in pids]
         if any(statuses):
             raise RuntimeError(f"a worker of the crash harness ended with {statuses}")

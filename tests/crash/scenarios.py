@@ -31,9 +31,10 @@ RECOVERY = tuple(
         "put.exit.written", "put.exit.linked", "put.exit.durable", "d.buried", "db.commit", "db.committed",
     )
 )  # fmt: skip
-CANCEL = tuple(
-    Arm(point) for point in ("put.cancel.written", "put.cancel.linked", "put.cancel.durable", "d.wished")
-) + (Arm("db.commit", 4), Arm("db.committed", 4))
+CANCEL = (
+    *(Arm(point) for point in ("put.cancel.written", "put.cancel.linked", "put.cancel.durable", "d.wished")),
+    *(Arm("db.commit", 4), Arm("db.committed", 4)),
+)
 
 
 def pairs() -> Iterator[Scenario]:
@@ -53,7 +54,10 @@ def others() -> Iterator[Scenario]:
     for kind in ("cancel", "cancel at once"):
         for daemon, run in itertools.product((None, *CANCEL), (None, *RUN, Arm("s.stopping"))):
             yield Scenario(kind, _some(daemon), _some(run))
-    some_run = [None, *(Arm(point) for point in ("s.ready", "s.launched", "s.reaped", "put.exit.written", "s.recorded"))]
+    some_run = [
+        None,
+        *(Arm(point) for point in ("s.ready", "s.launched", "s.reaped", "put.exit.written", "s.recorded")),
+    ]
     some_daemon = (None, Arm("db.committed", 2), Arm("d.asked"), Arm("db.commit", 3), Arm("db.committed", 3))
     for kind in ("two jobs", "dependency", "retry", "requeue", "reboot", "leftover", "time limit", "daemon away"):
         for daemon, run in itertools.product(some_daemon, some_run):

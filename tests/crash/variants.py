@@ -15,7 +15,6 @@ from typing import Any
 from crash import harness
 from crash.arms import Arm
 from crash.harness import Scenario
-
 from runner import files, words
 from runner.box import daemon as daemon_module
 from runner.box import launches
@@ -55,6 +54,8 @@ def _wait(point: str, seconds: float) -> Arm:
 
 
 AWAY = Scenario("daemon away")
+LASTING = Scenario("two that last", (Arm("d.asked", 2),))
+RUNNING = Scenario("two that last", (Arm("db.committed", 4, pause=0.2),))  # 4: the first that runs
 LATE = Scenario(daemon=(Arm("d.asked"),), run=(_wait("p.received", 0.3),))  # its supervisor comes after the burial
 AFTER_EXEC = Scenario(run=(Arm("s.launched", pause=0.15),))  # the supervisor dies when the job has begun
 BETWEEN = Scenario(daemon=(Arm("d.asked"),), run=(Arm("c.forked", pause=0.4, victim="parent"),))
@@ -323,16 +324,18 @@ VARIANTS = (
     Variant("`started` is never written", started_never_written, [AFTER_EXEC]),
     Variant("`started` is written after exec", started_after_exec, [AFTER_EXEC]),
     Variant("leftovers are left", leftovers_left, [Scenario("leftover")]),
-    Variant("supervisors die with the daemon", dies_with_the_daemon, [AWAY]),
+    Variant("supervisors die with the daemon", dies_with_the_daemon, [RUNNING]),
     Variant("no tombstone", no_tombstone, [LATE]),
     Variant("the tombstone is written without the lock", tombstone_without_lock, [OVERTAKEN]),
     Variant("the fence ignores `started`", fence_ignores_started, [AFTER_EXEC]),
     Variant("the dead supervisor's job is not ended", leftovers_not_buried, [LEFT_BEHIND]),
     Variant("the exit record is overwritten", exit_overwritten, [SLOW_FENCE]),
-    Variant("launch ids are alike", launch_ids_alike, [Scenario("two that last", run=(Arm("s.launched", pause=0.15),))]),
+    Variant(
+        "launch ids are alike", launch_ids_alike, [Scenario("two that last", run=(Arm("s.launched", pause=0.15),))]
+    ),
     Variant("spawned before the commit", spawned_before_commit, [Scenario("cancel waiting", (Arm("db.commit", 2),))]),
     Variant("requeued without a fence", requeued_without_fence, [LATE]),
-    Variant("recovery trusts the row `starting`", starting_row_trusted, [Scenario("two that last", (Arm("d.asked", 2),))]),
+    Variant("recovery trusts the row `starting`", starting_row_trusted, [LASTING]),
     Variant("recovery trusts the row `running`", running_row_trusted, [AFTER_EXEC]),
     Variant(
         "a cancel is not durable",

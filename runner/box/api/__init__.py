@@ -1,9 +1,9 @@
 """The API: thin routes that parse, ask the daemon and answer. Everything under /api/v1, JSON, over a unix socket.
 
-    jobs.py   submit, list, show, wishes          house.py   what the routes may reach
-    logs.py   logs, outputs, events               front.py   limits, headers, errors
-    code.py   snapshots and contents
-    box.py    the box itself
+jobs.py   submit, list, show, wishes          house.py   what the routes may reach
+logs.py   logs, outputs, events               front.py   limits, headers, errors
+code.py   snapshots and contents
+box.py    the box itself
 """
 
 from __future__ import annotations

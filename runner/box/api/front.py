@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import runner
 from runner import errors
@@ -44,6 +45,8 @@ class Front:
         self.house.requests += 1
         try:
             await self.app(scope, limited(scope, receive), with_headers)
+        except ClientDisconnect:
+            pass  # whoever asked has gone, with nobody left to tell
         except Exception as error:
             self.house.daemon.report(
                 f"{scope.get('method')} {scope.get('path')}: " + "".join(traceback.format_exception(error)).rstrip()

@@ -1,0 +1,403 @@
+"""The loop, driven by hand: gather, settle, schedule, apply, and what a restart finds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import ADMIN, Hall, Scripted, a_hall, plain_engine
+from tools import wait_until
+
+from runner import files, words
+from runner.box.store import Move
+from runner.errors import DiskFull, Problem, StateDamaged
+from runner.model import After, Evidence, Job, Resources
+from runner.paths import StateDir
+
+
+@pytest.fixture
+def hall(tmp_path: Path) -> Iterator[Hall]:
+    with a_hall(tmp_path / "state") as made:
+        yield made
+
+
+def job_of(hall: Hall, **values: Any) -> Job:
+    return hall.submit("true", **{"environment": "base", **values})
+
+
+# --- one job's way ---
+
+
+def test_a_job_goes_through_the_queue(hall: Hall) -> None:
+    job = job_of(hall)
+    hall.turn()
+    (launch,) = hall.engine.launched
+    assert launch.key == (job.id, 1)
+    assert hall.states(job) == [words.STARTING]
+    hall.engine.runs(job, at=777.0)
+    hall.turn()
+    assert (hall.read(job).state, hall.read(job).started_at) == (words.RUNNING, 777.0)
+    hall.agrees()
+    hall.engine.ends(job, started_at=776.0)
+    hall.turn()
+    assert (hall.read(job).state, hall.read(job).started_at) == (words.SUCCEEDED, 776.0)
+    assert hall.daemon.book.jobs == {}
+    assert hall.daemon.book.specs == {}
+    kinds = [(event.id, event.state) for event in hall.daemon.events.since(hall.daemon.events.last - 4) or []]
+    assert kinds == [(1, words.QUEUED), (1, words.STARTING), (1, words.RUNNING), (1, words.SUCCEEDED)]
+
+
+def test_nothing_is_launched_that_is_not_in_the_database(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of(hall)
+
+    def refuse(*_: object) -> set[int]:
+        raise DiskFull("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hall.store, "apply", refuse)
+        os.unlink(hall.daemon.settings.state.ballast)
+        with pytest.raises(DiskFull):
+            hall.turn()
+    assert hall.engine.launched == []
+    hall.agrees()
+    hall.turn()
+    assert hall.states(job) == [words.STARTING]
+
+
+def test_a_queue_that_disagrees_with_the_database_is_read_again(hall: Hall) -> None:
+    job = job_of(hall)
+    hall.store.apply([replace(job)], [], 1.0)
+    with pytest.raises(StateDamaged, match="disagreed about jobs \\[1\\]"):
+        hall.turn()
+    assert hall.engine.launched == []
+    hall.agrees()
+
+
+def test_the_ballast_is_given_up_to_record_an_end_on_a_full_disk(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    ballast = hall.daemon.settings.state.ballast
+    assert os.path.getsize(ballast) == 64 << 20
+    job = job_of(hall)
+    hall.turn()
+    hall.engine.ends(job)
+    apply = hall.store.apply
+
+    def full(*given: Any) -> set[int]:
+        if os.path.exists(ballast):
+            raise DiskFull("full")
+        return apply(*given)
+
+    monkeypatch.setattr(hall.store, "apply", full)
+    hall.turn()
+    assert hall.states(job) == [words.SUCCEEDED]
+    assert hall.reports == ["the disk is full: gave up the ballast to record what ended"]
+    hall.daemon.keep_ballast()
+    assert os.path.exists(ballast)
+
+
+def test_a_ballast_that_does_not_fit_is_no_ballast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with a_hall(tmp_path / "state") as hall:
+        assert not os.path.exists(hall.daemon.settings.state.ballast)
+
+
+def test_nothing_starts_on_a_disk_that_is_nearly_full(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of(hall)
+    monkeypatch.setattr(files, "disk_room", lambda path: (1 << 20, 100 << 30))
+    hall.turn()
+    assert hall.states(job) == [words.QUEUED]
+    assert hall.wishes.why(job) == (
+        "nothing starts: 1.0 MiB free on the box's disk, 2.0 GiB wanted; see `runner clean`"
+    )
+
+
+# --- retries, misfires, fences ---
+
+
+def test_a_retry_pauses_and_starts_again_until_none_is_left(hall: Hall) -> None:
+    job = job_of(hall, retries=2)
+    for attempt, pause in ((1, 1.0), (2, 2.0)):
+        hall.turn()
+        hall.engine.ends(job, reason="exit_code")
+        hall.turn()
+        waiting = hall.read(job)
+        assert (waiting.state, waiting.attempt, waiting.retries_used) == (words.QUEUED, attempt, attempt)
+        assert hall.daemon.wakes_at == waiting.not_before == hall.now + pause
+        hall.agrees()
+        hall.turn(pause - 0.1)
+        assert hall.states(job) == [words.QUEUED]
+        hall.now += 0.2
+    hall.turn()
+    hall.agrees()
+    hall.engine.runs(job)
+    hall.turn()
+    assert hall.daemon.book.jobs[job.id].exit_code is None, "the end of the last attempt is not this one's"
+    hall.agrees()
+    hall.engine.ends(job, reason="exit_code")
+    hall.turn()
+    assert (hall.read(job).state, hall.read(job).attempt) == (words.FAILED, 3)
+    assert [attempt.state for attempt in hall.store.attempts(job.id)] == [words.FAILED] * 3
+
+
+def test_the_retry_filter_is_obeyed(hall: Hall) -> None:
+    job = job_of(hall, retries=5, retry_on=["signal"])
+    hall.turn()
+    hall.engine.ends(job, reason="exit_code")
+    hall.turn()
+    assert hall.states(job) == [words.FAILED]
+
+
+def test_an_attempt_that_never_runs_is_fenced_and_replaced_and_at_last_given_up(hall: Hall) -> None:
+    job = job_of(hall)
+    for attempt in (1, 2, 3):
+        hall.turn()
+        assert hall.read(job).attempt == attempt
+        hall.daemon._asked[job.id] -= 60
+        hall.engine.said[job.id, attempt] = Evidence(None, None, False)
+        hall.turn()
+        assert hall.engine.stopped[-1].fence
+        hall.engine.said[job.id, attempt] = Evidence(None, None, False, abandoned=True)
+        hall.daemon.pass_once(hall.now)
+        if attempt < 3:
+            assert hall.read(job).misfires == attempt
+            hall.agrees()
+    ended = hall.read(job)
+    assert (ended.state, ended.reason) == (words.FAILED, "engine_failed")
+    assert ended.detail == "its supervisor never came to run it (3 times)"
+    assert all(attempt.ended_at == hall.now for attempt in hall.store.attempts(job.id))
+
+
+def test_a_reboot_requeues_in_the_same_pass_and_tells_in_order(hall: Hall) -> None:
+    job = job_of(hall, requeue=True)
+    hall.turn()
+    hall.engine.ends(job, reason="reboot")
+    seq = hall.daemon.events.last
+    hall.turn()
+    assert (hall.read(job).state, hall.read(job).attempt) == (words.STARTING, 2)
+    assert [event.state for event in hall.daemon.events.since(seq) or []] == [words.QUEUED, words.STARTING]
+    hall.agrees()
+
+
+# --- made ready ---
+
+
+def test_an_environment_is_built_while_the_job_waits(hall: Hall) -> None:
+    hall.environments["e1"] = None
+    job = hall.submit("true")
+    assert hall.wishes.why(job) == "its environment e1 is to be built"
+    hall.daemon.pass_once(hall.now)
+    assert hall.wishes.why(job).startswith("its environment e1 is being built, for ")
+    hall.daemon.pass_once(hall.now)
+    assert len(hall.later) == 1, "built once"
+    hall.work()
+    hall.turn()
+    assert hall.states(job) == [words.STARTING]
+
+
+def test_a_failed_build_fails_its_jobs_with_the_resolvers_words(hall: Hall) -> None:
+    hall.environments["e1"] = Problem("no version of nonsense==9")
+    jobs = [hall.submit("true"), hall.submit("true"), job_of(hall)]
+    follower = job_of(hall, after=[After(jobs[0].id)])
+    hall.turn()
+    hall.turn()
+    assert hall.states(*jobs) == [words.FAILED, words.FAILED, words.STARTING]
+    ended = hall.read(jobs[0])
+    assert (ended.reason, ended.detail) == ("environment_failed", "no version of nonsense==9")
+    assert hall.states(follower) == [words.FAILED]
+    hall.agrees()
+
+
+def test_a_build_is_tried_again_after_the_pause_and_not_before(hall: Hall) -> None:
+    hall.environments["e1"] = ValueError("network")
+    job = hall.submit("true", retries=2)
+    hall.turn()
+    hall.turn()
+    assert (hall.read(job).state, hall.read(job).retries_used) == (words.QUEUED, 1)
+    hall.agrees()
+    for _ in range(3):
+        hall.turn()
+    assert hall.read(job).retries_used == 1, "while it pauses nothing is built"
+    hall.environments["e1"] = None
+    hall.turn(1.5)
+    hall.turn()
+    assert hall.states(job) == [words.STARTING]
+
+
+def test_a_disk_that_fills_while_building_is_named(hall: Hall) -> None:
+    hall.environments["e1"] = DiskFull("no room for torch")
+    job = hall.submit("true")
+    hall.turn()
+    hall.turn()
+    assert (hall.read(job).reason, hall.read(job).detail) == ("disk_full", "no room for torch")
+
+
+def test_work_trees_are_made_for_the_next_few_only(hall: Hall) -> None:
+    jobs = [job_of(hall, snapshot=f"s{n}", cpus=4) for n in range(8)]
+    hall.turn()
+    assert sorted(hall.trees) == [1, 2, 3, 4]
+    hall.turn()
+    assert hall.states(*jobs) == [words.STARTING, *[words.QUEUED] * 7]
+    assert sorted(hall.trees) == [1, 2, 3, 4, 5]
+    hall.engine.ends(jobs[0])
+    hall.turn()
+    assert 1 not in hall.trees
+
+
+def test_a_retry_gets_a_fresh_tree(hall: Hall) -> None:
+    job = job_of(hall, snapshot="s", requeue=True)
+    hall.turn()
+    hall.turn()
+    assert hall.states(job) == [words.STARTING]
+    hall.engine.ends(job, reason="reboot")
+    hall.daemon.pass_once(hall.now)
+    assert len(hall.later) == 1, "it is removed before it is made again"
+    hall.work()
+    assert hall.trees == {}
+    hall.turn()
+    assert hall.trees == {job.id: "s"}
+    hall.turn()
+    assert hall.read(job).attempt == 2
+
+
+def test_a_tree_whose_job_is_cancelled_while_it_is_made_goes_again(hall: Hall) -> None:
+    job = job_of(hall, snapshot="s")
+    hall.daemon.pass_once(hall.now)
+    assert len(hall.later) == 1
+    hall.wishes.cancel(ADMIN, [job.id], None)
+    hall.work()
+    assert hall.trees == {}
+    assert hall.daemon.preparation.laid_out == set()
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["wanted", "cancelled by then"])
+def test_code_that_cannot_be_laid_out_fails_its_job_alone(hall: Hall, cancelled: bool) -> None:
+    first, second = job_of(hall, snapshot="s"), job_of(hall, snapshot="s")
+    hall.broken_trees[first.id] = StateDamaged("a blob is damaged")
+    hall.daemon.pass_once(hall.now)
+    if cancelled:
+        hall.wishes.cancel(ADMIN, [first.id], None)
+    hall.work()
+    hall.turn()
+    ended = hall.read(first)
+    assert ended.reason == ("cancelled" if cancelled else "code_failed")
+    assert hall.states(second) == [words.STARTING]
+
+
+def test_a_held_job_gets_no_tree(hall: Hall) -> None:
+    job_of(hall, snapshot="s", held=True)
+    hall.turn()
+    assert hall.trees == {}
+
+
+# --- recovery ---
+
+
+def test_a_restarted_daemon_knows_what_the_last_one_knew(tmp_path: Path) -> None:
+    engine = Scripted()
+    with a_hall(tmp_path / "state", engine) as hall:
+        running, waiting = job_of(hall, cpus=3), job_of(hall, cpus=3, priority=2, held=True)
+        third = job_of(hall, after=[After(running.id)])
+        hall.turn()
+        engine.runs(running)
+        hall.turn()
+        book = hall.daemon.book
+    with a_hall(tmp_path / "state", engine) as hall:
+        assert hall.daemon.book.jobs == book.jobs
+        assert [job.id for job in hall.daemon.book.queued] == [waiting.id, third.id]
+        assert hall.daemon.book.active.keys() == {running.id}
+        engine.ends(running)
+        hall.turn()
+        assert hall.states(running, waiting, third) == [words.SUCCEEDED, words.QUEUED, words.STARTING]
+
+
+def test_an_attempt_of_an_earlier_daemon_that_never_locked_is_fenced_at_once(tmp_path: Path) -> None:
+    engine = Scripted()
+    with a_hall(tmp_path / "state", engine) as hall:
+        job = job_of(hall)
+        hall.turn()
+    engine.said[job.id, 1] = Evidence(None, None, False)
+    with a_hall(tmp_path / "state", engine) as hall:
+        hall.turn()
+        assert [stop.fence for stop in engine.stopped] == [True]
+        engine.said[job.id, 1] = Evidence(None, None, False, abandoned=True)
+        hall.turn()
+        assert (hall.read(job).attempt, hall.read(job).misfires) == (2, 0)
+
+
+def test_directories_without_a_row_are_stopped_told_and_never_run(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state")
+    os.makedirs(state.job(7).attempt(2))
+    os.makedirs(state.job(7).out)
+    engine = Scripted()
+    with a_hall(tmp_path / "state", engine) as hall:
+        assert [(stop.key, stop.grace) for stop in engine.stopped] == [((7, 2), 0.0)]
+        assert hall.daemon.unknown == [7]
+        assert job_of(hall).id == 8
+        assert os.path.isdir(state.job(7).attempt(2))
+
+
+# --- with a real engine ---
+
+
+def test_a_real_job_runs_and_its_end_names_the_line_of_its_log(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state")
+    with plain_engine(state) as engine, a_hall(tmp_path / "state", engine) as hall:
+        good = hall.submit("sh", "-c", "echo $RUNNER_JOB_ID > $RUNNER_OUT/id", environment="base")
+        bad = hall.submit("sh", "-c", "echo ValueError: no; exit 3", environment="base")
+        hall.until_idle()
+        assert hall.states(good, bad) == [words.SUCCEEDED, words.FAILED]
+        assert Path(state.job(good.id).out, "id").read_text() == "1\n"
+        assert (hall.read(bad).exit_code, hall.read(bad).detail) == (3, "ValueError: no")
+
+
+def test_a_job_that_was_cut_off_by_a_reboot_resumes_with_its_checkpoint_and_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateDir(tmp_path / "state")
+    script = "if [ -e $RUNNER_CHECKPOINT/half ]; then exit 0; fi; echo half > $RUNNER_CHECKPOINT/half; exec sleep 600"
+    with plain_engine(state) as engine:
+        with a_hall(tmp_path / "state", engine) as hall:
+            os.makedirs(state.tree(1))
+            job = hall.submit("sh", "-c", script, environment="base", requeue=True, snapshot="abc")
+            hall.turn()
+            hall.turn()
+            wait_until(lambda: os.path.exists(f"{state.job(job.id).checkpoint}/half"))
+            started = files.get(state.job(job.id).attempt(1), "started") or {}
+        os.kill(started["pid"], 9)  # type: ignore[arg-type]
+        directory = state.job(job.id).attempt(1)
+        wait_until(lambda: os.path.exists(f"{directory}/exit"))
+        os.unlink(f"{directory}/exit")  # as if the power had gone instead
+        monkeypatch.setenv("GPUBOX_BOOT_ID", "the next boot")
+        with a_hall(tmp_path / "state", engine) as hall:
+            hall.until_idle()
+            ended = hall.read(job)
+            assert (ended.state, ended.attempt, ended.snapshot) == (words.SUCCEEDED, 2, "abc")
+            first, second = hall.store.attempts(job.id)
+            assert (first.state, first.reason, second.state) == (words.LOST, "reboot", words.SUCCEEDED)
+            assert hall.read(job).retries_used == 0
+
+
+def test_a_hundred_jobs_run_two_at_a_time_and_none_is_lost(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state")
+    with plain_engine(state, Resources(2, 1 << 30, 0)) as engine, a_hall(tmp_path / "state", engine) as hall:
+        jobs = hall.submit_all("sh", "-c", "echo x >> $RUNNER_OUT/ran", array=list(range(100)), environment="base")
+        hall.until_idle(50)
+        assert hall.store.counts() == {words.SUCCEEDED: 100}
+        assert all(Path(state.job(job.id).out, "ran").read_text() == "x\n" for job in jobs)
+        assert all(len(hall.store.attempts(job.id)) == 1 for job in jobs)
+
+
+def test_a_move_names_the_attempt_that_it_is_about(hall: Hall) -> None:
+    """A second reading of an old attempt's end does nothing to the new one."""
+    job = job_of(hall, requeue=True)
+    hall.turn()
+    hall.engine.ends(job, reason="reboot")
+    hall.turn()
+    assert hall.store.apply([], [Move(job.id, 1, words.FAILED, words.FAILED)], 5.0) == set()
+    assert hall.states(job) == [words.STARTING]

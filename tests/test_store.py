@@ -1,0 +1,393 @@
+"""The database: durable, compare-and-set, and never giving an id twice."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import a_request, a_spec, an_exit
+from tools import need, need_root
+
+from runner import words
+from runner.box import migrations
+from runner.box.store import Move, Store, dump_spec, load_spec
+from runner.errors import Busy, DiskFull, KeyReused, NotFound
+from runner.model import After, Exit, Job, JobSpec
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(f"{tmp_path}/runner.db")
+    yield made
+    made.close()
+
+
+def one(store: Store, **values: Any) -> Job:
+    (job,) = store.submit(a_request(**values), 100.0)
+    return job
+
+
+def start(store: Store, job: Job) -> Job:
+    assert store.apply([job], [], 110.0) == {job.id}
+    return store.jobs([job.id])[0]
+
+
+def run(store: Store, job: Job) -> Job:
+    started = start(store, job)
+    assert store.apply([], [Move(job.id, started.attempt, words.RUNNING, started_at=120.0)], 121.0)
+    return store.jobs([job.id])[0]
+
+
+def end(store: Store, job: Job, exit: Exit | None = None, state: str = words.SUCCEEDED) -> Job:
+    store.apply([], [Move(job.id, job.attempt, state, state, exit or an_exit())], 500.0)
+    return store.jobs([job.id])[0]
+
+
+# --- submit ---
+
+
+def test_a_submitted_job_reads_back_as_it_was_answered(store: Store) -> None:
+    spec = a_spec("python", "train.py", "--x", name="näme", cpus=2, memory_bytes=5, gpus=1, priority=7, time_limit=9.5)
+    spec = replace(
+        spec, after=[After(1, True)], env={"A": "b"}, retries=2, requeue=True, snapshot="ab", script="train.py"
+    )
+    job = one(store, spec=spec, environment="e1", held=True)
+    assert store.jobs([job.id]) == store.unfinished() == [job]
+    assert store.spec(job.spec_id) == spec
+    assert (job.held, job.environment, job.after, job.retries) == (True, "e1", [After(1, True)], 2)
+
+
+def test_an_array_is_one_group_of_consecutive_ids_and_one_spec(store: Store) -> None:
+    one(store)
+    request = replace(a_request(jobs=3), params=[{"lr": "1"}, {"lr": "2"}, {}])
+    jobs = store.submit(request, 100.0)
+    assert [(job.id, job.group, job.array_index, job.params) for job in jobs] == [
+        (2, "g2", 0, {"lr": "1"}),
+        (3, "g2", 1, {"lr": "2"}),
+        (4, "g2", 2, {}),
+    ]
+    assert len({job.spec_id for job in jobs}) == 1
+    assert store.jobs([4, 2, 3]) == jobs
+    assert store.group(2) == [2, 3, 4]
+    with pytest.raises(NotFound, match="no group g1"):
+        store.group(1)
+
+
+def test_ten_thousand_jobs_are_one_transaction(store: Store) -> None:
+    began = time.perf_counter()
+    jobs = store.submit(a_request(jobs=10_000), 100.0)
+    print(f"10,000 jobs stored in {(time.perf_counter() - began) * 1000:.0f} ms")  # noqa: T201
+    assert len(jobs) == 10_000
+    assert store.counts() == {words.QUEUED: 10_000}
+    assert len(store.unfinished()) == len(store.jobs(range(1, 10_001))) == 10_000
+    assert len(store.states(range(20_000))) == 10_000
+
+
+def test_all_jobs_of_a_request_are_stored_or_none(store: Store) -> None:
+    with store._write():
+        store._connection.exec_driver_sql(
+            "CREATE TRIGGER no_more BEFORE INSERT ON jobs WHEN NEW.id = 3 BEGIN SELECT RAISE(ABORT, 'is full'); END"
+        )
+    with pytest.raises(DiskFull):
+        store.submit(a_request(jobs=5, key="k", digest="d"), 100.0)
+    assert store.counts() == {}
+    assert store.known_key(1001, "k", "d") is None
+
+
+def test_ids_start_above_what_is_found_on_disk(store: Store) -> None:
+    assert [job.id for job in store.submit(a_request(), 100.0, above=41)] == [42]
+    assert one(store).id == 43
+    assert [job.id for job in store.submit(a_request(), 100.0, above=7)] == [44]
+
+
+def test_an_id_is_never_used_again_even_when_its_row_is_gone(tmp_path: Path) -> None:
+    store = Store(f"{tmp_path}/runner.db")
+    store.submit(a_request(jobs=5), 100.0)
+    store.close()
+    connection = sqlite3.connect(f"{tmp_path}/runner.db")
+    connection.execute("DELETE FROM jobs")
+    connection.commit()
+    connection.close()
+    store = Store(f"{tmp_path}/runner.db")
+    assert one(store).id == 6
+    store.close()
+
+
+# --- idempotency ---
+
+
+def test_a_known_key_gives_the_first_answer_again(store: Store) -> None:
+    assert store.known_key(1001, "k", "d") is None
+    store.submit(a_request(jobs=3, key="k", digest="d"), 100.0)
+    again = store.known_key(1001, "k", "d")
+    assert again is not None
+    assert (again.id, again.count, again.group) == (1, 3, "g1")
+
+
+def test_a_key_for_another_request_is_refused(store: Store) -> None:
+    one(store, key="k", digest="d")
+    with pytest.raises(KeyReused, match="already made job 1, from another request"):
+        store.known_key(1001, "k", "another")
+
+
+def test_a_key_belongs_to_its_user(store: Store) -> None:
+    one(store, key="k", digest="d")
+    assert store.known_key(1002, "k", "another") is None
+    assert one(store, uid=1002, key="k", digest="another").id == 2
+
+
+def test_old_keys_are_forgotten(store: Store) -> None:
+    one(store, key="k", digest="d")
+    store.forget_keys(99.0)
+    assert store.known_key(1001, "k", "d") is not None
+    store.forget_keys(101.0)
+    assert store.known_key(1001, "k", "d") is None
+
+
+# --- moves: compare and set ---
+
+
+def test_a_job_goes_from_queued_to_its_end_with_its_attempt(store: Store) -> None:
+    job = run(store, one(store))
+    assert (job.state, job.attempt, job.started_at) == (words.RUNNING, 1, 120.0)
+    ended = end(store, job, Exit("exit_code", 3, None, "it said so", 200.0, True, 119.5), words.FAILED)
+    assert (ended.state, ended.exit_code, ended.reason, ended.detail) == (words.FAILED, 3, "exit_code", "it said so")
+    assert (ended.started_at, ended.ended_at) == (119.5, 200.0)
+    (attempt,) = store.attempts(job.id)
+    assert (attempt.state, attempt.exit_code, attempt.reason) == (words.FAILED, 3, "exit_code")
+    assert (attempt.created_at, attempt.started_at, attempt.ended_at) == (110.0, 119.5, 200.0)
+
+
+def test_a_start_from_another_state_or_attempt_is_left_alone(store: Store) -> None:
+    job = one(store)
+    start(store, job)
+    assert store.apply([job], [], 111.0) == set(), "it is starting already"
+    assert store.apply([replace(job, attempt=5)], [], 111.0) == set()
+    assert len(store.attempts(job.id)) == 1
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        pytest.param(Move(1, 7, words.FAILED, words.FAILED, an_exit("exit_code")), id="of another attempt"),
+        pytest.param(Move(9, 1, words.FAILED, words.FAILED, an_exit("exit_code")), id="of no job"),
+    ],
+)
+def test_a_move_from_elsewhere_changes_nothing(store: Store, move: Move) -> None:
+    run(store, one(store))
+    before = store.jobs([1]), store.attempts(1)
+    assert store.apply([], [move], 500.0) == set()
+    assert (store.jobs([1]), store.attempts(1)) == before
+
+
+def test_an_end_is_final(store: Store) -> None:
+    ended = end(store, run(store, one(store)))
+    assert store.apply([ended], [Move(1, 1, words.FAILED, words.FAILED, an_exit("signal"))], 600.0) == set()
+    store.wish([1], held=True, priority=9)
+    assert store.jobs([1]) == [ended]
+
+
+def test_a_retry_counts_and_starts_with_a_clean_slate(store: Store) -> None:
+    job = run(store, one(store))
+    back = Move(1, 1, words.QUEUED, words.FAILED, an_exit("exit_code"), None, 700.0, retry=True)
+    store.apply([], [back], 500.0)
+    (job,) = store.jobs([1])
+    assert (job.state, job.retries_used, job.not_before, job.exit_code) == (words.QUEUED, 1, 700.0, 1)
+    job = start(store, job)
+    assert (job.attempt, job.not_before, job.exit_code, job.reason, job.started_at) == (2, None, None, None, None)
+    assert [attempt.state for attempt in store.attempts(1)] == [words.FAILED, words.STARTING]
+
+
+def test_misfires_are_counted_in_a_row(store: Store) -> None:
+    job = one(store)
+    for misfires in (1, 2):
+        job = start(store, job)
+        store.apply([], [Move(1, job.attempt, words.QUEUED, words.LOST, an_exit("engine_failed"), misfire=True)], 200.0)
+        (job,) = store.jobs([1])
+        assert job.misfires == misfires
+    assert run(store, job).misfires == 0
+
+
+def test_a_job_that_never_started_ends_without_an_attempt(store: Store) -> None:
+    one(store)
+    store.apply([], [Move(1, 0, words.CANCELLED, None, an_exit("cancelled"))], 300.0)
+    assert store.attempts(1) == []
+    assert store.jobs([1])[0].state == words.CANCELLED
+
+
+def test_moves_come_before_starts_in_one_transaction(store: Store) -> None:
+    job = run(store, one(store))
+    back = Move(1, 1, words.QUEUED, words.LOST, an_exit("reboot"))
+    assert store.apply([replace(job)], [back], 500.0) == {1}
+    assert (store.jobs([1])[0].state, store.jobs([1])[0].attempt) == (words.STARTING, 2)
+
+
+# --- wishes and reading ---
+
+
+def test_a_wish_reaches_all_the_unfinished_jobs_it_names(store: Store) -> None:
+    store.submit(a_request(jobs=1200), 100.0)
+    store.wish(range(1, 1101), priority=5)
+    assert sum(job.priority == 5 for job in store.unfinished()) == 1100
+
+
+def test_a_finished_jobs_outputs_are_marked(store: Store) -> None:
+    end(store, run(store, one(store)))
+    store.mark(1, fetched_at=900.0)
+    assert store.jobs([1])[0].fetched_at == 900.0
+    assert store.endings(501.0) == [(1, 500.0, 900.0, None)]
+    assert store.endings(499.0) == []
+
+
+def test_a_job_that_is_not_there_is_named(store: Store) -> None:
+    one(store)
+    for missing in (2, 0, -5, 1 << 70):
+        with pytest.raises(NotFound, match=f"there is no job {missing}"):
+            store.jobs([1, missing])
+    assert store.states([1, 2, -1, 1 << 70]) == {1: words.QUEUED}
+    with pytest.raises(NotFound):
+        store.group(1 << 70)
+
+
+def test_the_recent_jobs_are_the_unfinished_and_the_last_that_ended(store: Store) -> None:
+    jobs = store.submit(a_request(jobs=6), 100.0)
+    for place, job in enumerate(jobs[:4]):
+        end(store, run(store, job), replace(an_exit(), ended_at=900.0 - place))
+    assert [job.id for job in store.recent(2)] == [1, 2, 5, 6]
+    assert [job.id for job in store.recent(0)] == [5, 6]
+
+
+def test_facts_about_the_box_outlive_the_daemon(tmp_path: Path) -> None:
+    store = Store(f"{tmp_path}/runner.db")
+    assert store.remembered("draining") is None
+    store.remember("draining", "yes")
+    store.remember("draining", "no")
+    box_id = store.box_id
+    store.close()
+    store = Store(f"{tmp_path}/runner.db")
+    assert (store.remembered("draining"), store.box_id) == ("no", box_id)
+    store.close()
+
+
+def test_snapshots_that_jobs_name_are_known(store: Store) -> None:
+    for name in ("a", "b", "a", None):
+        one(store, spec=a_spec(snapshot=name))
+    assert store.live_snapshots() == {"a", "b"}
+
+
+# --- every job, as JSON ---
+
+
+def every(store: Store, states: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in b"".join(store.every(states)).splitlines()]
+
+
+def test_every_job_as_json_is_the_schema_of_a_job(store: Store) -> None:
+    spec = a_spec(
+        "sh", "-c", 'echo "ü\\"\n', name='a "name"\n', cpus=2, time_limit=1.5, after=[After(1, True), After(2)]
+    )
+    one(store, spec=spec, environment="e1", held=True)
+    store.submit(replace(a_request(jobs=2), params=[{"lr": '"'}, {}]), 1763712345.125)
+    end(store, run(store, store.jobs([2])[0]), Exit("signal", None, 9, "\x1b[31m", 600.25, True, 550.5), words.FAILED)
+    start(store, store.jobs([3])[0])
+    lines = every(store)
+    assert [set(line) for line in lines] == [{each.name for each in fields(Job)}] * 3
+    for line, job in zip(lines, store.jobs([1, 2, 3]), strict=True):
+        line["after"] = [After(**after) for after in line["after"]]
+        assert Job(**line) == job
+
+
+def test_every_job_may_be_asked_for_by_state_and_in_pieces(store: Store) -> None:
+    jobs = store.submit(a_request(jobs=1201), 100.0)
+    run(store, jobs[700])
+    assert [line["id"] for line in every(store)] == list(range(1, 1202))
+    assert [line["id"] for line in every(store, (words.RUNNING, words.FAILED))] == [701]
+    assert every(store, ("x') OR ('' = '", '"')) == []
+
+
+def test_a_spec_of_another_version_loads() -> None:
+    spec = a_spec("true", after=[After(3)], env={"A": "b"})
+    body = json.loads(dump_spec(spec))
+    assert load_spec(json.dumps(body | {"from_the_future": [1]})) == spec
+    assert load_spec('{"command": ["true"]}') == JobSpec(["true"])
+
+
+# --- the file ---
+
+
+def test_every_commit_is_synced(store: Store) -> None:
+    pragmas = {
+        name: store._connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")
+    }
+    store._connection.rollback()
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2}
+
+
+def test_a_database_that_another_program_has_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"{tmp_path}/runner.db"
+    Store(path).close()
+    script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN EXCLUSIVE'); print(1, flush=True); input()"
+    command = [sys.executable, "-c", script, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        monkeypatch.setattr(migrations, "LOCK_SECONDS", 0.1)
+        with pytest.raises(Busy, match="is held by another program"):
+            Store(path)
+        other.communicate("\n")
+    Store(path).close()
+
+
+def test_two_daemons_can_not_have_one_database(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "LOCK_SECONDS", 0.1)
+    with pytest.raises(Busy):
+        Store(store.path)
+    assert one(store).id == 1, "the first one goes on"
+
+
+def test_a_full_database_is_told_and_goes_on_when_there_is_room(store: Store) -> None:
+    one(store)
+    pages = store._connection.exec_driver_sql("PRAGMA page_count").scalar()
+    store._connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    store._connection.rollback()
+    with pytest.raises(DiskFull, match="the box's disk is full: nothing was changed"):
+        store.submit(a_request(jobs=5000), 100.0)
+    assert store.counts() == {words.QUEUED: 1}
+    store._connection.exec_driver_sql("PRAGMA max_page_count = 100000")
+    store._connection.rollback()
+    assert [job.id for job in store.submit(a_request(jobs=2), 100.0)] == [2, 3]
+
+
+@pytest.mark.root
+def test_a_full_disk_is_told_and_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
+    need_root()
+    mount, umount = need("mount"), need("umount")
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True)
+    try:
+        store = Store(f"{place}/runner.db")
+        acknowledged = 0
+
+        def fill() -> None:
+            nonlocal acknowledged
+            while True:
+                acknowledged += len(store.submit(a_request(jobs=100), 100.0))
+
+        with pytest.raises(DiskFull):
+            fill()
+        assert store.counts() == {words.QUEUED: acknowledged}
+        store.close()
+        store = Store(f"{place}/runner.db")
+        assert store.counts() == {words.QUEUED: acknowledged}
+        store.close()
+    finally:
+        subprocess.run([umount, str(place)], check=True)
