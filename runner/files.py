@@ -53,6 +53,11 @@ def put(directory: str, name: str, record: dict[str, object], prepared: int | No
     prepared: a file descriptor of `<directory>/<name>.tmp`, made ahead with its blocks allocated, so that the
     record can be written on a full disk.
     """
+    return publish(directory, name, write_ahead(directory, name, record, prepared))
+
+
+def write_ahead(directory: str, name: str, record: dict[str, object], prepared: int | None = None) -> str:
+    """The first half of `put`: a record's durable content under a temporary name, which is returned."""
     temporary = f"{directory}/{name}.tmp" if prepared is not None else f"{directory}/.{name}.{os.getpid()}"
     data = json.dumps({"version": SCHEMA, **record}).encode()
     fd = prepared
@@ -67,6 +72,11 @@ def put(directory: str, name: str, record: dict[str, object], prepared: int | No
         if prepared is None:
             os.close(fd)
     failpoint(f"put.{name}.written")
+    return temporary
+
+
+def publish(directory: str, name: str, temporary: str) -> bool:
+    """The second half of `put`: the record gets its name, durably, unless somebody's has it."""
     try:
         os.link(temporary, f"{directory}/{name}")
         won = True

@@ -15,7 +15,6 @@ from runner.box.settle import (
     Action,
     after_waiting,
     may_retry,
-    moves,
     retry_pause,
     settle,
 )
@@ -195,9 +194,3 @@ def test_a_job_that_could_not_be_made_ready_fails_or_tries_again(
     assert (verdict.action, verdict.state) == (action, words.FAILED)
     assert verdict.exit == Exit(reason, None, None, "uv: no such package", NOW, False)
     assert verdict.not_before == (NOW + 1 if action is Action.RETRY else None)
-
-
-@pytest.mark.parametrize("action", Action)
-def test_every_action_has_its_arrow(action: Action) -> None:
-    arrows = {Action.RUN: words.RUNNING, Action.REQUEUE: words.QUEUED, Action.RETRY: words.QUEUED}
-    assert moves(action) == arrows.get(action)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import assert_never
 
 from runner import words
 from runner.model import Evidence, Exit, Job, JobSpec
@@ -109,16 +108,3 @@ def after_waiting(job: Job, spec: JobSpec, reason: str, detail: str, now: float)
     if job.cancel_requested_at is None and may_retry(job, spec, reason):
         return Verdict(Action.RETRY, words.FAILED, end, not_before=now + retry_pause(job.retries_used))
     return Verdict(Action.END, words.FAILED, end)
-
-
-def moves(action: Action) -> str | None:
-    """The state a job goes to by an action; None when the verdict itself names it or nothing moves."""
-    match action:
-        case Action.RUN:
-            return words.RUNNING
-        case Action.REQUEUE | Action.RETRY:
-            return words.QUEUED
-        case Action.KEEP | Action.FENCE | Action.END:
-            return None
-        case _:
-            assert_never(action)

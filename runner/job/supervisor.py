@@ -80,9 +80,10 @@ class Supervisor:
         failpoint("s.ready")
         pid, problem = self.launch()
         failpoint("s.launched")
-        if problem is not None:
-            os.waitpid(pid, 0)
-            return self.finish(problem)
+        if problem is not None or pid is None:
+            if pid is not None:
+                os.waitpid(pid, 0)
+            return self.finish(problem or {})
         self.hint("started")
         started_at = time.time()
         status, usage = self.wait(pid)
@@ -96,13 +97,17 @@ class Supervisor:
 
     # --- start ---
 
-    def launch(self) -> tuple[int, dict[str, object] | None]:
-        """Fork and exec. Returns (pid, None), or (pid, the exit record) when exec failed or never came."""
+    def launch(self) -> tuple[int | None, dict[str, object] | None]:
+        """Fork and exec. Returns (pid, None), or (pid or None, the exit record) when exec failed or never came."""
+        try:
+            program, started = self.prepare()
+        except OSError as error:
+            return None, {"reason": _unable(error), "detail": _words(error), "started": False}
         reader, writer = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self.become_job(parent, writer)  # never returns
+            self.become_job(parent, writer, program, started)  # never returns
         os.close(writer)
         said = b""
         while chunk := os.read(reader, 4096):
@@ -110,12 +115,22 @@ class Supervisor:
         os.close(reader)
         if said != b"exec":
             # Silence means that the child died before exec: the command never ran, and may be tried again.
-            detail = said.removeprefix(b"exec").decode(errors="replace")
-            reason = "cannot_exec" if detail else "engine_failed"
-            return pid, {"reason": reason, "detail": detail or "it was ended before it could start", "started": False}
+            reason, _, detail = said.removeprefix(b"exec").decode(errors="replace").partition("\0")
+            detail = detail or "it was ended before it could start"
+            return pid, {"reason": reason or "engine_failed", "detail": detail, "started": False}
         return pid, None
 
-    def become_job(self, parent: int, writer: int) -> None:
+    def prepare(self) -> tuple[str, str]:
+        """(the program's path, the `started` record under its temporary name): before the fork, because the first
+        touch of each page costs the child a copy."""
+        self.argv = [str(word) for word in self.spec["argv"]]  # type: ignore[attr-defined]
+        self.env = {str(key): str(value) for key, value in self.spec["env"].items()}  # type: ignore[attr-defined]
+        os.chdir(str(self.spec["directory"]))
+        program = _find(self.argv[0], self.env.get("PATH", os.defpath))
+        record = {"launch_id": self.launch_id, "boot_id": files.boot_id(), "started_at": time.time()}
+        return program, files.write_ahead(self.directory, "started", record | {"supervisor": os.getpid()})
+
+    def become_job(self, parent: int, writer: int, program: str, started: str) -> None:
         """In the child: it shares the attempt's lock until exec, so nobody can abandon an attempt that will run."""
         try:
             os.setsid()
@@ -123,13 +138,8 @@ class Supervisor:
             if os.getppid() != parent:
                 os._exit(1)
             failpoint("c.forked")
-            argv = [str(word) for word in self.spec["argv"]]  # type: ignore[attr-defined]
-            env = {str(key): str(value) for key, value in self.spec["env"].items()}  # type: ignore[attr-defined]
             self.connect_output()
-            os.chdir(str(self.spec["directory"]))
-            program = _find(argv[0], env.get("PATH", os.defpath))
-            record = {"launch_id": self.launch_id, "boot_id": files.boot_id(), "started_at": time.time()}
-            files.put(self.directory, "started", record | processes.identity(os.getpid()))
+            files.publish(self.directory, "started", started)
             failpoint("c.started")
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
