@@ -1,7 +1,7 @@
 """`make bench`: every figure beside its bar, as ratios against a yardstick of the same run. Gates nothing.
 
-    python -m bench                 all of M1 to M7 and the peers that are installed
-    python -m bench submit idle     some of them
+python -m bench                 all of M1 to M7 and the peers that are installed
+python -m bench submit idle     some of them
 """
 
 from __future__ import annotations

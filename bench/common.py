@@ -93,7 +93,9 @@ class Box:
     def request(self, method: str, path: str, body: object = None) -> dict[str, object]:
         """One request over a connection of its own."""
         data = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} /api/v1{path} HTTP/1.1\r\nHost: box\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        head = (
+            f"{method} /api/v1{path} HTTP/1.1\r\nHost: box\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        )
         with socket.socket(socket.AF_UNIX) as link:
             link.connect(self.socket)
             link.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)

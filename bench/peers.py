@@ -41,7 +41,9 @@ def measure() -> list[Figure]:
 def _task_spooler(folder: str) -> list[Figure]:
     env = {**QUIET, "TS_SOCKET": f"{folder}/socket", "TMPDIR": folder, "TS_MAXFINISHED": "20000"}
     try:
-        submit = against_yardstick("peer task-spooler M1", lambda: seconds(["tsp", "true"], env, folder), env, folder, 5.0)
+        submit = against_yardstick(
+            "peer task-spooler M1", lambda: seconds(["tsp", "true"], env, folder), env, folder, 5.0
+        )
         submit.bar = None
         seconds(["tsp", "-w"], env, folder)
         times = f"{folder}/times"

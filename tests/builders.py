@@ -71,6 +71,9 @@ class Scripted:
         self.launched += launches
         self.said.update((launch.key, Evidence(None, None, True)) for launch in launches)
 
+    def stage(self, keys: Sequence[Key]) -> None:
+        self.staged = list(keys)
+
     def stop(self, stops: Sequence[Stop]) -> None:
         self.stopped += stops
 

@@ -190,9 +190,9 @@ def test_a_reboot_requeues_in_the_same_pass_and_tells_in_order(hall: Hall) -> No
 def test_an_environment_is_built_while_the_job_waits(hall: Hall) -> None:
     hall.environments["e1"] = None
     job = hall.submit("true")
-    assert hall.wishes.why(job) == "its environment e1 is to be built"
+    assert hall.wishes.why(job) == "its environment (e1) waits to be built"
     hall.daemon.pass_once(hall.now)
-    assert hall.wishes.why(job).startswith("its environment e1 is being built, for ")
+    assert hall.wishes.why(job) == "its environment (e1) is being built"
     hall.daemon.pass_once(hall.now)
     assert len(hall.later) == 1, "built once"
     hall.work()
@@ -369,7 +369,8 @@ def test_a_job_that_was_cut_off_by_a_reboot_resumes_with_its_checkpoint_and_code
             hall.turn()
             wait_until(lambda: os.path.exists(f"{state.job(job.id).checkpoint}/half"))
             started = files.get(state.job(job.id).attempt(1), "started") or {}
-        os.kill(started["pid"], 9)  # type: ignore[arg-type]
+        supervisor = started["supervisor"]
+        os.kill(int(Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text()), 9)
         directory = state.job(job.id).attempt(1)
         wait_until(lambda: os.path.exists(f"{directory}/exit"))
         os.unlink(f"{directory}/exit")  # as if the power had gone instead

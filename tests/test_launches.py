@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from builders import a_job, a_spec
 
+from runner.box import launches
 from runner.box.launches import launch, launch_id
 from runner.box.settings import Settings
 from runner.paths import StateDir
@@ -102,5 +103,6 @@ def test_a_user_without_an_entry_is_a_number(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyError(uid)
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(launches, "_user", launches._user.__wrapped__)
     monkeypatch.delenv("HOME")
     assert env_of().items() >= {"USER": str(os.getuid()), "HOME": "/", "SHELL": "/bin/sh"}.items()

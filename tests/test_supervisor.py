@@ -130,12 +130,11 @@ def test_the_exit_record_says_how_the_command_ended(state: StateDir, script: str
     assert record["cpu_seconds"] >= 0
 
 
-def test_the_start_is_recorded_with_the_identity_of_the_process(state: StateDir) -> None:
+def test_the_start_is_recorded_with_the_boot_and_its_supervisor(state: StateDir) -> None:
     ours = shell(state, "echo $$; exec sleep 60").begin().says("\n")
     started = ours.started()
-    assert started["pid"] == int(ours.log)
+    assert started["supervisor"] == ours.pid
     assert started["boot_id"] == files.boot_id()
-    assert started["start_ticks"] == processes.start_ticks(started["pid"])
     assert files.lock(ours.directory.lock) is None, "the supervisor holds the lock"
     ours.cancel(grace=0)
     ours.end()
@@ -330,8 +329,8 @@ def test_a_second_cancel_without_patience_kills(state: StateDir) -> None:
 
 
 def test_a_stopped_job_can_be_cancelled(state: StateDir) -> None:
-    ours = shell(state, "trap 'echo woke; exit 0' TERM; echo ready; kill -STOP $$; sleep 60").begin().says("ready")
-    pid = ours.started()["pid"]
+    ours = shell(state, "trap 'echo woke; exit 0' TERM; echo $$; kill -STOP $$; sleep 60").begin().says("\n")
+    pid = int(ours.log)
     wait_until(lambda: _state(pid) == "T")
     ours.cancel(grace=20)
     assert ours.end()["reason"] == "cancelled"
@@ -472,8 +471,8 @@ def _children(pid: int) -> list[str]:
 
 
 def test_a_killed_supervisor_takes_its_job_along_at_once(state: StateDir) -> None:
-    ours = shell(state, "echo ready; exec sleep 600").begin().says("ready")
-    pid = ours.started()["pid"]
+    ours = shell(state, "echo $$; exec sleep 600").begin().says("\n")
+    pid = int(ours.log)
     os.kill(ours.pid, signal.SIGKILL)
     assert ours.code() == -signal.SIGKILL
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 5)
@@ -646,9 +645,13 @@ def test_a_supervisor_that_fails_says_so_in_the_daemons_log(state: StateDir, cap
     ours = shell(state, "exit 0")
     Path(ours.directory.spec).write_text("{")
     link, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reader, writer = os.pipe()
+    os.write(writer, os.fsencode(ours.directory))
     pid = os.fork()
     if pid == 0:
-        parent._supervisor(link, ours.directory)
+        parent._supervisor(link, reader)
+    os.close(reader)
+    os.close(writer)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 70
     assert re.match(rf"supervisor {re.escape(ours.directory)}: JSONDecodeError: ", capfd.readouterr().err)
     link.close()

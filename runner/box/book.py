@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from runner import words
@@ -18,14 +19,17 @@ class Book:
         self.specs: dict[int, JobSpec] = {}  # by spec id, of the jobs above
         self.ended: dict[int, str] = {}  # final states of jobs that others were asked to wait for
         self._waiting: dict[int, set[int]] = {}  # job -> the queued jobs that wait for it
-        self._of_spec: dict[int, int] = {}
+        self._of_spec: Counter[int] = Counter()
+        self.environments: Counter[str] = Counter()  # those that unfinished jobs need, and how many do
 
     def add(self, jobs: Iterable[Job], spec: JobSpec, states: Mapping[int, str]) -> None:
         """Take unfinished jobs of one spec in. states: of the jobs that they wait for."""
         for job in jobs:
             self.jobs[job.id] = job
             self.specs[job.spec_id] = spec
-            self._of_spec[job.spec_id] = self._of_spec.get(job.spec_id, 0) + 1
+            self._of_spec[job.spec_id] += 1
+            if job.environment is not None:
+                self.environments[job.environment] += 1
             for after in job.after:
                 if states.get(after.job) in words.FINISHED:
                     self.ended[after.job] = states[after.job]
@@ -65,6 +69,10 @@ class Book:
             if not self._waiting.get(after.job):
                 self._waiting.pop(after.job, None)
                 self.ended.pop(after.job, None)
+        if job.environment is not None:
+            self.environments[job.environment] -= 1
+            if not self.environments[job.environment]:
+                del self.environments[job.environment]
         self._of_spec[job.spec_id] -= 1
         if not self._of_spec[job.spec_id]:
             del self._of_spec[job.spec_id], self.specs[job.spec_id]

@@ -94,6 +94,8 @@ class Daemon:
         moves += self.fail(now)
         decision = self.schedule(now)
         self.apply(decision.starts, moves, fences, now)
+        if not decision.starts:  # a quiet pass: nobody waits for this
+            self.engine.stage([(job.id, job.attempt + 1) for job in self.book.queued[: len(self.book.active)]])
         self.prepare(decision, now)
         self.wakes_at = decision.wakes_at
 
@@ -124,12 +126,11 @@ class Daemon:
 
     def schedule(self, now: float, explain: bool = False) -> Decision:
         book = self.book
-        wanted = {job.environment for job in book.queued if job.environment is not None}
         facts = Facts(
             capacity=self.engine.capacity(),
             now=now,
             ended=book.ended,
-            building=self.preparation.words(wanted),
+            building=self.preparation.words(book.environments),
             laid_out=self.preparation.laid_out,
             paused=self.paused(),
         )
@@ -177,6 +178,7 @@ class Daemon:
             job.exit_code, job.signal, job.reason, job.detail = end.exit_code, end.signal, end.reason, end.detail
         if verdict.action is Action.RUN:
             job.state, job.started_at, job.misfires = words.RUNNING, verdict.started_at, 0
+            self.preparation.began(job)
             return [Move(job.id, job.attempt, words.RUNNING, started_at=verdict.started_at)]
         self._over(job)
         if verdict.action is Action.END:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 
@@ -76,6 +77,7 @@ def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: s
     return made | {f"RUNNER_PARAM_{name}": value for name, value in job.params.items()}
 
 
+@functools.cache
 def _user() -> tuple[str, str, str]:
     """Name, home and shell of who we are; in a container that may be a number without an entry."""
     try:

@@ -5,12 +5,9 @@ The work happens in the background (threads under the daemon, at once in tests);
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from runner.box.schedule import duration
 from runner.errors import Problem
 from runner.model import Job
 
@@ -18,11 +15,6 @@ from runner.model import Job
 Background = Callable[[Callable[[], object], Callable[[BaseException | None], None]], None]
 
 BUILDS_AT_ONCE = 2
-
-
-class Recipes(Protocol):
-    id: str
-    label: str
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,7 +38,11 @@ class Preparation:
         remove_tree: Callable[[int], None],
         background: Background,
         trees_ahead: int,
+        spare: Callable[[str], object] = lambda snapshot: None,
+        label: Callable[[str], str] = lambda name: name,
     ) -> None:
+        """spare: make another tree of a snapshot, for whoever submits it again. label: an environment, for people."""
+        self._spare, self._label = spare, label
         self._ready, self._build = ready, build
         self._make_tree, self._remove_tree = make_tree, remove_tree
         self._background = background
@@ -55,7 +51,7 @@ class Preparation:
         self._busy: set[int] = set()  # jobs whose tree is being made or removed, by one hand at a time
         self._unwanted: set[int] = set()  # trees that go as soon as they are made
         self._standing: set[str] = set()  # environments known to be ready
-        self._building: dict[str, float] = {}  # environment -> since (monotonic)
+        self._building: set[str] = set()
         self.failures: list[Failure] = []
 
     def stands(self, environment: str | None) -> bool:
@@ -72,11 +68,8 @@ class Preparation:
         for name in environments:
             if self.stands(name):
                 continue
-            since = self._building.get(name)
-            if since is None:
-                told[name] = f"its environment {name} is to be built"
-            else:
-                told[name] = f"its environment {name} is being built, for {duration(time.monotonic() - since)}"
+            doing = "is being built" if name in self._building else "waits to be built"
+            told[name] = f"its environment ({self._label(name)}) {doing}"
         return told
 
     def build(self, environments: Iterable[str]) -> None:
@@ -85,7 +78,7 @@ class Preparation:
             if len(self._building) >= BUILDS_AT_ONCE:
                 return
             if name not in self._building and not self.stands(name):
-                self._building[name] = time.monotonic()
+                self._building.add(name)
                 self._background(lambda name=name: self._build(name), lambda error, name=name: self._built(name, error))  # type: ignore[misc]
 
     def lay_out(self, jobs: Sequence[Job]) -> None:
@@ -95,6 +88,12 @@ class Preparation:
                 self._busy.add(job.id)
                 make = lambda job=job: self._make_tree(job.id, job.snapshot)  # noqa: E731
                 self._background(make, lambda error, job=job: self._laid(job.id, error))  # type: ignore[misc]
+
+    def began(self, job: Job) -> None:
+        """A job runs: while nothing else wants its code, a spare tree of it is made for the next submit."""
+        snapshot = job.snapshot
+        if snapshot is not None and not self._busy:
+            self._background(lambda: self._spare(snapshot), lambda error: None)
 
     def gone(self, environment: str) -> None:
         """It was removed: whoever wants it next has it built."""
@@ -114,7 +113,7 @@ class Preparation:
         self._unwanted.discard(job_id)
 
     def _built(self, name: str, error: BaseException | None) -> None:
-        self._building.pop(name, None)
+        self._building.discard(name)
         if error is None:
             self._standing.add(name)
         else:

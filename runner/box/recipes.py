@@ -20,6 +20,7 @@ class Recipes:
         self._blobs, self._base_python = blobs, base_python
         self._known: OrderedDict[Source, str | None] = OrderedDict()
         self._sources: dict[str, Source] = {}  # environment -> a snapshot that declares it
+        self._labels: dict[str, str] = {}
 
     def recover(self, jobs: Iterable[Job]) -> None:
         """After a restart: where the environments of the unfinished jobs came from."""
@@ -41,12 +42,18 @@ class Recipes:
         if source not in self._known:
             recipe = self._read(source)
             self._known[source] = recipe.id if recipe is not None else None
+            if recipe is not None:
+                self._labels[recipe.id] = recipe.label
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         name = self._known[source]
         if name is not None:
             self._sources[name] = source
         return name
+
+    def label(self, environment: str) -> str:
+        """Where an environment was declared, in words; its id for one of before the last restart."""
+        return self._labels.get(environment, environment)
 
     def recipe(self, environment: str) -> Recipe:
         """How to build an environment that some job waits for."""

@@ -93,7 +93,7 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         made = _Made(chosen, diary, closing)
         turns = Turns(made.daemon, end.doomed)
         made.workers.wake = turns.wake
-        hints = Hints(chosen.state, chosen.state.events, turns.wake)
+        hints = Hints(chosen.state, chosen.state.events, turns)
         closing.callback(hints.close)
         house = made.house(turns, end)
         server = _Server(house)
@@ -101,6 +101,7 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         await server.begin(sock)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, end.leave)
+        made.engine.connect()
         turns.wake()
         diary.write(f"{runner.__version__} listens on {chosen.socket}")
         _tell(ready, chosen)
@@ -150,6 +151,8 @@ class _Made:
             remove_tree=self.trees.remove,
             background=self.workers.background,
             trees_ahead=self.settings.trees_ahead,
+            spare=self.trees.prepare,
+            label=self.recipes.label,
         )
 
     def _bin_dir(self, environment: str | None) -> str:

@@ -94,6 +94,7 @@ class Trees:
         self._blobs = blobs
         self._lock = threading.Lock()
         self._spare: tuple[Manifest, Stamps] | None = None
+        self._sparing: str | None = None  # the snapshot whose spare is being made
         self._count = 0
         os.makedirs(directory, 0o700, exist_ok=True)
         self._forget_other_boots()
@@ -120,7 +121,11 @@ class Trees:
             if manifest.bytes > SPARE_BYTES or not manifest.files:
                 return False
             self._drop_spare()
-            make_tree(self._blobs, manifest, self._spare_path)
+            self._sparing = snapshot
+            try:
+                make_tree(self._blobs, manifest, self._spare_path)
+            finally:
+                self._sparing = None
             self._spare = manifest, _stamps(self._spare_path, manifest)
         return True
 
@@ -168,8 +173,8 @@ class Trees:
         self._remove(os.path.basename(self._spare_path))
 
     def _hand_over(self, manifest: Manifest, destination: str) -> bool:
-        if not self._lock.acquire(blocking=False):
-            return False  # a spare is being made: do not wait for it
+        if not self._lock.acquire(blocking=self._sparing == manifest.id):
+            return False  # a spare of other code is being made: do not wait for it
         try:
             if self._spare is None:
                 return False

@@ -16,6 +16,7 @@ from runner.errors import DiskFull, Problem, StateDamaged
 ACTIVE_TICK = 2.0  # seconds between looks while jobs run: the net under lost hints
 QUEUED_TICK = 10.0  # while jobs only wait: disk space may have come back
 IDLE_TICK = 60.0
+STARTED_PATIENCE = 0.01  # a job that began need not be told at once: one that ends by then costs half the commits
 HINT_MAX = 256
 FATAL = (errno.EIO, errno.EUCLEAN, errno.EROFS)
 
@@ -26,6 +27,7 @@ class Turns:
         self._daemon, self._doomed = daemon, doomed
         self._loop = asyncio.get_running_loop()
         self._called = False
+        self._later: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._said = ""
         self.stopped = False
@@ -36,13 +38,23 @@ class Turns:
             self._called = True
             self._loop.call_soon(self._turn)
 
+    def wake_within(self, seconds: float) -> None:
+        """Have a turn by then, for what nobody waits for."""
+        if not self._called and not self.stopped and self._later is None:
+            self._later = self._loop.call_later(seconds, self.wake)
+
     def stop(self) -> None:
         self.stopped = True
+        if self._later is not None:
+            self._later.cancel()
         if self._timer is not None:
             self._timer.cancel()
 
     def _turn(self) -> None:
         self._called = False
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         if self.stopped:
             return
         try:
@@ -85,10 +97,10 @@ class Turns:
 
 
 class Hints:
-    """The socket that supervisors write to when something changed. What they say is not read: the files are."""
+    """The socket that supervisors write to when something changed. What they say is only a hint: the files are read."""
 
-    def __init__(self, state: str, path: str, wake: Callable[[], None]) -> None:
-        self._wake = wake
+    def __init__(self, state: str, path: str, turns: Turns) -> None:
+        self._turns = turns
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         if os.path.lexists(path):
             os.unlink(path)
@@ -106,8 +118,9 @@ class Hints:
         self._socket.close()
 
     def _hinted(self) -> None:
+        urgent = False
         try:
             while True:
-                self._socket.recv(HINT_MAX)
+                urgent |= not self._socket.recv(HINT_MAX).endswith(b"started")
         except BlockingIOError:
-            self._wake()
+            self._turns.wake() if urgent else self._turns.wake_within(STARTED_PATIENCE)

@@ -1,22 +1,25 @@
 """The parent of supervisors: preloaded, it forks one per request, which is 10 ms cheaper than a new interpreter.
 
 It reads attempt directories from a socket on descriptor 0, one a packet, and ends when the daemon's side closes.
-The supervisors live on: each is its own session, and their records are on disk.
+The supervisors live on: each is its own session, and their records are on disk. One supervisor is always staged:
+forked ahead, its pages copied, waiting for its directory on a pipe; it leaves when the pipe closes.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 import socket
 import sys
 
 from runner import files
-from runner.job.supervisor import supervise
+from runner.job.supervisor import stage, supervise
 from runner.paths import AttemptDir
 
 PACKET = 65536
+QUIET_MS = 10
 
 
 def serve(link: socket.socket) -> None:
@@ -25,20 +28,63 @@ def serve(link: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the daemon
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, every page in each child
-    while packet := link.recv(PACKET):
+    staged: int | None = None  # the pipe to a supervisor that waits for work
+    waiting = select.poll()
+    waiting.register(link, select.POLLIN)
+    while True:
+        # Not before it is quiet: the job that was just asked for needs the processor more.
+        if staged is None and not waiting.poll(QUIET_MS):
+            staged = _stage_if_possible(link)
+        packet = link.recv(PACKET)
+        if not packet:
+            return
         files.failpoint("p.received")
         try:
-            pid = os.fork()
+            if staged is None or not _give(staged, packet):
+                _give(_stage(link), packet)
         except OSError as error:
             link.send(f"{error.strerror}\0{packet.decode()}".encode())
-            continue
-        if pid == 0:
-            _supervisor(link, packet.decode())
         files.failpoint("p.forked")
+        staged = None
 
 
-def _supervisor(link: socket.socket, directory: str) -> None:
-    code = 70
+def _give(pipe: int, packet: bytes) -> bool:
+    """Hand a directory to a staged supervisor; False when that one was killed meanwhile."""
+    try:
+        os.write(pipe, packet)
+    except BrokenPipeError:
+        return False
+    finally:
+        os.close(pipe)
+    return True
+
+
+def _stage_if_possible(link: socket.socket) -> int | None:
+    """The pipe to a supervisor that waits for work; None: the next request forks its own, or says why not."""
+    try:
+        return _stage(link)
+    except OSError:
+        return None
+
+
+def _stage(link: socket.socket) -> int:
+    """Fork a supervisor ahead; returns the pipe that it waits on."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        raise
+    if pid == 0:
+        os.close(writer)
+        _supervisor(link, reader)
+    os.close(reader)
+    return writer
+
+
+def _supervisor(link: socket.socket, pipe: int) -> None:
+    code, directory = 70, ""
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -47,6 +93,11 @@ def _supervisor(link: socket.socket, directory: str) -> None:
         os.dup2(null, 1)
         if link.fileno() > 0:
             link.close()
+        stage()
+        directory = os.read(pipe, PACKET).decode()
+        os.close(pipe)
+        if not directory:
+            os._exit(0)
         files.failpoint("s.forked")
         code = supervise(AttemptDir(directory))
     except BaseException as error:

@@ -9,21 +9,6 @@ import signal
 LAUNCH_VARIABLE = "RUNNER_LAUNCH_ID"
 
 
-def start_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since boot (field 22 of /proc/<pid>/stat)."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(_after_name(file.read())[19])
-
-
-def identity(pid: int) -> dict[str, int]:
-    """What tells this process from a later one with the same number: the pidfd's inode, else the start time."""
-    fd = os.pidfd_open(pid)
-    try:
-        return {"pid": pid, "start_ticks": start_ticks(pid), "pidfd_inode": os.fstat(fd).st_ino}
-    finally:
-        os.close(fd)
-
-
 def descendants(root: int) -> set[int]:
     """All living processes below root, root excluded; zombies are not living."""
     parents: dict[int, int] = {}

@@ -6,6 +6,7 @@ The protocol, and every window in which it may be killed, is in ARCHITECTURE.md 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -28,6 +29,7 @@ LEFTOVER_GRACE = 2.0  # after a natural end: TERM, this long, KILL
 SCAN_AFTER = 1.0  # shorter jobs that left no children are not searched for by environment: 5 ms they would feel
 FENCED = 90  # exit code of a supervisor that came too late or second
 PUNCH_STEP = 8 << 20
+EXIT_BYTES = 4096
 LOCK_PATIENCE = 1.0
 
 
@@ -58,6 +60,32 @@ def _spent(directory: AttemptDir) -> bool:
     return any(files.get(directory, name) is not None for name in ("abandoned", "started", "exit"))
 
 
+class Kit:
+    """What a supervisor has at hand before it knows its attempt."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        files.become_subreaper()
+        self.watch = files.Watch()
+        self.boot_id = files.boot_id()
+        self.sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        # Used once here, because after a fork the first touch of each page costs a copy, 10 us: here it costs no job.
+        processes.reap()
+        json.loads(json.dumps({"version": files.SCHEMA, "env": {"PATH": os.defpath}, "argv": [""]}))
+        files.get("/proc/self", "no-record")
+
+
+_kit: Kit | None = None
+
+
+def stage() -> Kit:
+    """Get ready for an attempt, perhaps one that is yet to come."""
+    global _kit
+    if _kit is None or _kit.pid != os.getpid():  # a fork inherits it, but nothing in it is to be shared
+        _kit = Kit()
+    return _kit
+
+
 class Supervisor:
     def __init__(self, directory: AttemptDir, spec: dict[str, object]) -> None:
         self.directory = directory
@@ -67,16 +95,14 @@ class Supervisor:
         self.stopping: str | None = None  # why we sent TERM: cancelled | time_limit
         self.kill_at = float("inf")
         self.began = time.monotonic()
+        self.kit = stage()
+        self.state_fd = _open_folder(os.path.dirname(str(spec["events"])))
 
     def run(self) -> int:
         if files.get(self.directory, "cancel") is not None:
             return self.finish({"reason": "cancelled", "started": False})
-        files.become_subreaper()
-        self.watch = files.Watch()
-        self.watch.add(self.directory, files.IN_CREATE)
-        self.exit_fd = _prepare(f"{self.directory}/exit.tmp")
-        self.log = Log(self.directory.log, self.spec)
-        self.kills_before = processes.oom_kills()
+        self.exit_fd = _prepare(self.directory)
+        self.log = Log(self.directory, self.spec)
         failpoint("s.ready")
         pid, problem = self.launch()
         failpoint("s.launched")
@@ -101,7 +127,7 @@ class Supervisor:
         """Fork and exec. Returns (pid, None), or (pid or None, the exit record) when exec failed or never came."""
         try:
             program, started = self.prepare()
-        except OSError as error:
+        except Exception as error:
             return None, {"reason": _unable(error), "detail": _words(error), "started": False}
         reader, writer = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
@@ -109,6 +135,9 @@ class Supervisor:
         if pid == 0:
             self.become_job(parent, writer, program, started)  # never returns
         os.close(writer)
+        # While the child gets going on another processor:
+        self.kit.watch.add(self.directory, files.IN_CREATE)
+        self.kills_before = processes.oom_kills()
         said = b""
         while chunk := os.read(reader, 4096):
             said += chunk
@@ -121,13 +150,12 @@ class Supervisor:
         return pid, None
 
     def prepare(self) -> tuple[str, str]:
-        """(the program's path, the `started` record under its temporary name): before the fork, because the first
-        touch of each page costs the child a copy."""
+        """(the program's path, the `started` record under its temporary name): before the fork, because the child
+        pays for its first touch of each page."""
         self.argv = [str(word) for word in self.spec["argv"]]  # type: ignore[attr-defined]
         self.env = {str(key): str(value) for key, value in self.spec["env"].items()}  # type: ignore[attr-defined]
-        os.chdir(str(self.spec["directory"]))
-        program = _find(self.argv[0], self.env.get("PATH", os.defpath))
-        record = {"launch_id": self.launch_id, "boot_id": files.boot_id(), "started_at": time.time()}
+        program = _find(self.argv[0], self.env.get("PATH", os.defpath), str(self.spec["directory"]))
+        record = {"launch_id": self.launch_id, "boot_id": self.kit.boot_id, "started_at": time.time()}
         return program, files.write_ahead(self.directory, "started", record | {"supervisor": os.getpid()})
 
     def become_job(self, parent: int, writer: int, program: str, started: str) -> None:
@@ -139,15 +167,15 @@ class Supervisor:
                 os._exit(1)
             failpoint("c.forked")
             self.connect_output()
+            os.chdir(str(self.spec["directory"]))
             files.publish(self.directory, "started", started)
             failpoint("c.started")
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             os.write(writer, b"exec")  # with EOF by close-on-exec: it happened; without: we died on the way
-            os.execve(program, argv, env)
+            os.execve(program, self.argv, self.env)
         except OSError as error:
-            name = f": {error.filename}" if error.filename else ""
-            os.write(writer, f"{error.strerror}{name}".encode())
+            os.write(writer, f"{_unable(error)}\0{_words(error)}".encode())
         finally:
             os._exit(127)
 
@@ -172,7 +200,7 @@ class Supervisor:
         pidfd = os.pidfd_open(pid)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        poll.register(self.watch.fd, select.POLLIN)
+        poll.register(self.kit.watch.fd, select.POLLIN)
         self.obey(pid)  # a cancel from before the watch
         while True:
             ended = any(fd == pidfd for fd, _ in poll.poll(TICK * 1000))
@@ -182,7 +210,7 @@ class Supervisor:
                 return status, usage
             self.log.trim()
             processes.reap_orphans(pid)
-            if self.watch.drain():
+            if self.kit.watch.drain():
                 self.obey(pid)
             now = time.monotonic()
             if self.stopping is None and now >= deadline:
@@ -250,27 +278,23 @@ class Supervisor:
 
     def hint(self, what: str) -> None:
         """Wake the daemon. It may be away: then it reads the files when it is back."""
-        state = os.path.dirname(str(self.spec["events"]))
-        try:
-            folder = os.open(state, os.O_PATH | os.O_DIRECTORY)
-        except OSError:
+        if self.state_fd is None:
             return
         message = f"{self.spec['job']} {self.spec['attempt']} {what}".encode()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-            try:
-                # By way of the folder's descriptor: a socket's path may hold only 108 bytes, a state's more.
-                sender.sendto(message, f"/proc/self/fd/{folder}/{os.path.basename(str(self.spec['events']))}")
-            except OSError:
-                pass
-        os.close(folder)
+        try:
+            # By way of the folder's descriptor: a socket's path may hold only 108 bytes, a state's more.
+            self.kit.sender.sendto(
+                message, f"/proc/self/fd/{self.state_fd}/{os.path.basename(str(self.spec['events']))}"
+            )
+        except OSError:
+            pass
 
 
 class Log:
     """The job's log: written by the job itself, its middle given back past a cap while offsets stay true."""
 
-    def __init__(self, path: str, spec: dict[str, object]) -> None:
-        flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        self.fd = os.open(path, flags, 0o600)
+    def __init__(self, directory: AttemptDir, spec: dict[str, object]) -> None:
+        self.fd = _open_log(directory)
         self.head = int(str(spec["log_head_bytes"])) & ~4095
         self.tail = int(str(spec["log_tail_bytes"]))
         self.punched = self.head  # everything in head..punched is already a hole
@@ -286,19 +310,50 @@ class Log:
         self.punched = end
 
 
-def _prepare(path: str) -> int:
+def _open_folder(path: str) -> int | None:
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _prepare(directory: AttemptDir) -> int:
     """The exit record's file with its blocks allocated, so that a full disk can't lose an exit code."""
-    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    os.posix_fallocate(fd, 0, 4096)
+    fd = os.open(f"{directory}/exit.tmp", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    if os.fstat(fd).st_size != EXIT_BYTES:
+        os.posix_fallocate(fd, 0, EXIT_BYTES)
     return fd
 
 
-def _find(program: str, path: str) -> str:
-    """As a shell would look it up; the error names the program as it was written."""
+def _open_log(directory: AttemptDir) -> int:
+    return os.open(directory.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def make_files(directory: AttemptDir) -> None:
+    """An attempt's files as its supervisor would make them, ahead of it."""
+    for fd in (_prepare(directory), _open_log(directory), os.open(directory.lock, os.O_CREAT | os.O_RDWR, 0o600)):
+        os.close(fd)
+
+
+def _unable(error: Exception) -> str:
+    """The reason of an end before the start."""
+    if not isinstance(error, OSError):
+        return "engine_failed"
+    return "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot_exec"
+
+
+def _words(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return f"{type(error).__name__}: {error}"
+    return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+
+
+def _find(program: str, path: str, here: str) -> str:
+    """As a shell in the folder `here` would look it up; the error names the program as it was written."""
     if "/" in program:
         return program
     for folder in path.split(":"):
-        candidate = f"{folder or '.'}/{program}"
+        candidate = os.path.join(here, folder, program)
         if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
             return candidate
     raise FileNotFoundError(2, "No such program on the job's PATH", program)

@@ -38,7 +38,7 @@ CODE = 7  # what every job ends with when it is let
 LIVES = 12  # daemons before a scenario counts as stuck
 LIFE_SECONDS = 8.0  # of one daemon
 ME = Principal(0, "tester", "admin")
-BEGIN = 'echo "$RUNNER_JOB_ID $RUNNER_ATTEMPT $$" >>"$LEDGER"; '
+BEGIN = 'echo "$RUNNER_JOB_ID $RUNNER_ATTEMPT $PPID" >>"$LEDGER"; '
 GATE = 'read _ <"$GATE"; '
 LEFTOVER = """setsid sh -c 'trap "" TERM; read _ <"$NEVER"' & """
 
@@ -413,12 +413,13 @@ class Judge:
         return found
 
     def one_each(self) -> list[str]:
-        """A directory belongs to one process: the one that wrote `started` is the one that ran."""
+        """A directory belongs to one supervisor: the one that wrote `started` is the one that the job ran under."""
         found = []
         for job, attempt, pid in _lines(self.stage.ledger):
             record = files.get(self.stage.state.job(int(job)).attempt(int(attempt)), "started") or {}
-            if record and record.get("pid") != int(pid):
-                found.append(f"one each: attempt {job}/{attempt} ran as {pid}, its record says {record.get('pid')}")
+            if record and record.get("supervisor") != int(pid):
+                said = record.get("supervisor")
+                found.append(f"one each: attempt {job}/{attempt} ran under {pid}, its record says {said}")
         return found
 
     def told(self) -> list[str]:

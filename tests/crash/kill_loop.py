@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 
 from runner import files, words
 from runner.box.store import Request, Store
-from runner.job import processes
 from runner.model import JobSpec
 from runner.paths import AttemptDir, StateDir, api_socket
 
@@ -382,7 +381,7 @@ def _names(pid: int, folder: str) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as environ:
             carries = folder.encode() in environ.read()
-        return carries and pid != os.getpid() and processes.start_ticks(pid) > 0
+        return carries and pid != os.getpid()
     except OSError:
         return False
 

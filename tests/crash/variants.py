@@ -23,7 +23,7 @@ from runner.box.engines.plain import Plain
 from runner.box.settle import Action, Verdict, settle
 from runner.box.store import Store
 from runner.box.wishes import Wishes
-from runner.job import parent, processes, supervisor
+from runner.job import parent, supervisor
 from runner.job.supervisor import Supervisor
 from runner.model import Evidence, Job, JobSpec
 
@@ -90,9 +90,9 @@ def no_lock() -> None:
 def lock_not_shared() -> None:
     original = Supervisor.become_job
 
-    def become_job(self: Supervisor, parent_pid: int, writer: int) -> None:
+    def become_job(self: Supervisor, parent_pid: int, *rest: Any) -> None:
         os.close(_held[0])
-        original(self, os.getppid(), writer)
+        original(self, os.getppid(), *rest)
 
     supervisor.files = Changed(files, lock=_remember_lock, die_with_parent=lambda number: None)  # type: ignore[assignment]
     Supervisor.become_job = become_job  # type: ignore[method-assign]
@@ -101,9 +101,9 @@ def lock_not_shared() -> None:
 def lock_kept_by_job() -> None:
     original = Supervisor.become_job
 
-    def become_job(self: Supervisor, parent_pid: int, writer: int) -> None:
+    def become_job(self: Supervisor, parent_pid: int, *rest: Any) -> None:
         os.set_inheritable(_held[0], True)
-        original(self, parent_pid, writer)
+        original(self, parent_pid, *rest)
 
     supervisor.files = Changed(files, lock=_remember_lock)  # type: ignore[assignment]
     Supervisor.become_job = become_job  # type: ignore[method-assign]
@@ -138,29 +138,23 @@ def tombstone_falsy() -> None:
 
 
 def started_never_written() -> None:
-    def put(directory: str, name: str, record: dict[str, object], prepared: int | None = None) -> bool:
-        return name == "started" or files.put(directory, name, record, prepared)
+    def publish(directory: str, name: str, temporary: str) -> bool:
+        return name == "started" or files.publish(directory, name, temporary)
 
-    supervisor.files = Changed(files, put=put)  # type: ignore[assignment]
+    supervisor.files = Changed(files, publish=publish)  # type: ignore[assignment]
 
 
 def started_after_exec() -> None:
     started_never_written()
-    launch, hint = Supervisor.launch, Supervisor.hint
-    children = []
-
-    def launched(self: Supervisor) -> tuple[int, dict[str, object] | None]:
-        pid, problem = launch(self)
-        children.append(pid)
-        return pid, problem
+    hint = Supervisor.hint
 
     def hinted(self: Supervisor, what: str) -> None:
         if what == "started":
             record = {"launch_id": self.launch_id, "boot_id": files.boot_id(), "started_at": self.began}
-            files.put(self.directory, "started", record | processes.identity(children[0]))
+            files.put(self.directory, "started", record | {"supervisor": os.getpid()})
         hint(self, what)
 
-    Supervisor.launch, Supervisor.hint = launched, hinted  # type: ignore[method-assign]
+    Supervisor.hint = hinted  # type: ignore[method-assign]
 
 
 def leftovers_left() -> None:

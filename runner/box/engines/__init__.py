@@ -1,4 +1,4 @@
-"""Where jobs run: four verbs in our words, many jobs at once. plain and systemd are this box, slurm comes later."""
+"""Where jobs run: a few verbs in our words, many jobs at once. plain and systemd are this box, slurm comes later."""
 
 from __future__ import annotations
 
@@ -42,6 +42,9 @@ class Engine(Protocol):
 
     def start(self, launches: Sequence[Launch]) -> None:
         """Hand attempts over. Returns before they run; what became of them shows up as evidence."""
+
+    def stage(self, keys: Sequence[Key]) -> None:
+        """These are likely to start next: whatever can be made ready for them without doing anything yet."""
 
     def stop(self, stops: Sequence[Stop]) -> None:
         """Make the wishes durable and pass them on; the ends show up as evidence."""

@@ -29,7 +29,7 @@ class Fake:
         self._capacity = capacity
         self.attempts: dict[Key, Attempt] = {}
 
-    # --- the four verbs ---
+    # --- the verbs ---
 
     def capacity(self) -> Resources:
         return self._capacity
@@ -39,6 +39,9 @@ class Fake:
             if launch.key in self.attempts:
                 raise RuntimeError(f"attempt {launch.key} was started before")
             self.attempts[launch.key] = Attempt(launch)
+
+    def stage(self, keys: Sequence[Key]) -> None:
+        return
 
     def stop(self, stops: Sequence[Stop]) -> None:
         for stop in stops:

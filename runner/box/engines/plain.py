@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from runner import files
 from runner.box.engines import Key, Launch, Stop
 from runner.files import failpoint
-from runner.job import processes
+from runner.job import processes, supervisor
 from runner.model import Evidence, Exit, Resources
 from runner.paths import AttemptDir, StateDir
 
@@ -28,8 +28,9 @@ class Plain:
         self._spawn = spawn
         self._link: socket.socket | None = None
         self.parent: int | None = None
+        self._staged: set[Key] = set()  # attempts whose folders were made ahead
 
-    # --- the four verbs ---
+    # --- the verbs ---
 
     def capacity(self) -> Resources:
         return self._capacity
@@ -37,17 +38,34 @@ class Plain:
     def start(self, launches: Sequence[Launch]) -> None:
         if not launches:
             return
-        for launch in launches:
-            self._make_dirs(*launch.key)
-        files.fsync_dir(self.state.jobs)
+        new = [launch.key for launch in launches if launch.key not in self._staged]
+        for key in new:
+            self._make_dirs(*key)
+        if new:
+            files.fsync_dir(self.state.jobs)
+        self._staged -= {launch.key for launch in launches}
         failpoint("d.dirs")
         for launch in launches:
             directory = self._dir(launch.key)
             # Not fsynced: after a power cut an attempt without a `started` record is abandoned, never started.
-            _write_spec(directory, launch)
+            try:
+                _write_spec(directory, launch)
+            except FileNotFoundError:  # made ahead, and removed since by somebody
+                self._make_dirs(*launch.key)
+                _write_spec(directory, launch)
             failpoint("d.spec")
             self._ask(directory)
             failpoint("d.asked")
+
+    def stage(self, keys: Sequence[Key]) -> None:
+        """Make their folders, durably, and the files in them: two milliseconds that their starts need not take."""
+        new = [key for key in keys if key not in self._staged]
+        for key in new:
+            self._make_dirs(*key)
+            supervisor.make_files(self._dir(key))
+        if new:
+            files.fsync_dir(self.state.jobs)
+            self._staged.update(new)
 
     def stop(self, stops: Sequence[Stop]) -> None:
         for stop in stops:
@@ -143,16 +161,21 @@ class Plain:
     def _ask(self, directory: str) -> None:
         """Ask the parent for a supervisor; a parent that is gone is replaced once, then the next pass tries again."""
         for _ in range(2):
-            if self._link is None:
-                self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                with theirs:
-                    self.parent = self._spawn(theirs)
+            link = self.connect()
             try:
-                self._link.send(os.fsencode(directory))
+                link.send(os.fsencode(directory))
                 return
             except (BrokenPipeError, ConnectionResetError):
-                self._link.close()
+                link.close()
                 self._link = None
+
+    def connect(self) -> socket.socket:
+        """The link to the parent of supervisors, which is started if there is none."""
+        if self._link is None:
+            self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self.parent = self._spawn(theirs)
+        return self._link
 
     def refusals(self) -> Iterator[tuple[str, str]]:
         """(attempt directory, why) of the supervisors that the parent could not fork."""

@@ -1,8 +1,8 @@
 """Environments of jobs: what a snapshot declares is built once, under the hash of all that decides what it holds.
 
-    envs/<id>/        the environment; usable if and only if it holds the record `ready`
-    envs/<id>.lock    held by whoever builds or removes it, and by the processes that write below it
-    envs/<id>.log     what the last build said
+envs/<id>/        the environment; usable if and only if it holds the record `ready`
+envs/<id>.lock    held by whoever builds or removes it, and by the processes that write below it
+envs/<id>.log     what the last build said
 """
 
 from __future__ import annotations

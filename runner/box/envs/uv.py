@@ -74,9 +74,7 @@ class Uv:
     def bin_dir(self, directory: str) -> str:
         return f"{directory}/venv/bin"
 
-    def _run(
-        self, commands: list[list[str]], folder: str, env: dict[str, str], log: BinaryIO, lock: int
-    ) -> int | None:
+    def _run(self, commands: list[list[str]], folder: str, env: dict[str, str], log: BinaryIO, lock: int) -> int | None:
         """The code of the first that failed, or 0; None: out of time. Nothing of it runs any more on return."""
         leash = [sys.executable, "-I", _LEASH, str(os.getpid()), str(lock), json.dumps(commands)]
         process = subprocess.Popen(
