@@ -11,7 +11,6 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/box.stamp  ## train a small network through a real queue, on this computer
-	@command -v git >/dev/null || echo 'git is not installed, which is fine: .gitignore is followed all the same' >&2
 	@$(bin)/runner submit examples/digits/train.py
 	@printf '%s\n' '' 'That was a queue of your own, and it is still there. Next:' \
 		'  $(bin)/runner ps         what ran, what waits' \
@@ -29,8 +28,8 @@ check: .venv/dev.stamp  ## ruff and mypy --strict
 bench: .venv/box.stamp  ## the figures of the project, measured here
 	$(bin)/python -m bench
 
-soak: .venv/dev.stamp  ## the tests that take long: kill loops, trainings, floods
-	$(bin)/python -m pytest -m slow
+soak: .venv/dev.stamp  ## the tests that take long, with their figures: kills, power cuts, floods, trainings
+	$(bin)/python -m pytest -m 'slow or crash or root'
 
 lock: .venv/box.stamp  ## take the newest versions and write their hashes to requirements/
 	$(call compile,box)

@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable, Iterable
 
 SCHEMA = 1  # version stamp of every record
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FAILED = (errno.EIO, errno.EUCLEAN, errno.EROFS)
 
 
 # --- fail-points: the crash tests arm this; elsewhere it is one comparison -------------------------------------------
@@ -64,7 +66,7 @@ def write_ahead(directory: str, name: str, record: dict[str, object], prepared: 
     if fd is None:
         fd = _fresh(temporary)
     try:
-        _write_all(fd, data)
+        write_all(fd, data)
         if prepared is not None:
             os.ftruncate(fd, len(data))
         os.fsync(fd)
@@ -103,11 +105,12 @@ def _fresh(path: str) -> int:
 def get(directory: str, name: str) -> dict[str, object] | None:
     """A record, or None when there is none. ValueError when it is damaged (callers keep the file)."""
     try:
-        fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Not waiting: a job may put a pipe into the place of a record, and nobody would ever open its other end.
+        fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        data = os.read(fd, 1 << 20)
+        data = os.read(fd, os.fstat(fd).st_size)
     finally:
         os.close(fd)
     record = json.loads(data)
@@ -121,7 +124,7 @@ def replace(path: str, data: bytes, mode: int = 0o600) -> None:
     temporary = f"{path}.{os.getpid()}.tmp"
     fd = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        _write_all(fd, data)
+        write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -129,7 +132,7 @@ def replace(path: str, data: bytes, mode: int = 0o600) -> None:
     fsync_dir(os.path.dirname(path))
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -157,7 +160,7 @@ def lock(path: str) -> int | None:
 _libc = ctypes.CDLL(None, use_errno=True)
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-IN_MODIFY, IN_CREATE, IN_MOVED_TO, IN_DELETE_SELF = 0x2, 0x100, 0x80, 0x400
+IN_MODIFY, IN_CREATE, IN_MOVED_TO = 0x2, 0x100, 0x80
 
 
 def _checked(result: int) -> int:

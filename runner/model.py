@@ -98,6 +98,7 @@ class Job:
     memory_bytes: int = 0
     gpus: int = 0
     time_limit: float | None = None
+    grace: float = 30.0
     group: str | None = None
     array_index: int | None = None
     params: dict[str, str] = field(default_factory=dict)

@@ -63,6 +63,7 @@ class Scripted:
     said: dict[Key, Evidence] = field(default_factory=dict)
     launched: list[Launch] = field(default_factory=list)
     stopped: list[Stop] = field(default_factory=list)
+    refused: list[Key] = field(default_factory=list)
 
     def capacity(self) -> Resources:
         return self.has
@@ -71,6 +72,10 @@ class Scripted:
         self.launched += launches
         self.said.update((launch.key, Evidence(None, None, True)) for launch in launches)
 
+    def refusals(self) -> list[Key]:
+        refused, self.refused = self.refused, []
+        return refused
+
     def stage(self, keys: Sequence[Key]) -> None:
         self.staged = list(keys)
 
@@ -78,7 +83,7 @@ class Scripted:
         self.stopped += stops
 
     def evidence(self, keys: Sequence[Key]) -> dict[Key, Evidence]:
-        return {key: self.said[key] for key in keys}
+        return {key: self.said[key] for key in keys if key in self.said}
 
     def runs(self, *jobs: Job, at: float = 200.0) -> None:
         for job in jobs:

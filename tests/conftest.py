@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import signal
+import time
 from collections.abc import Callable, Generator, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +19,17 @@ import tools
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 IN_CI = bool(os.environ.get("CI"))
-DEADLINE_SECONDS = {"slow": 3600.0, "crash": 900.0, "root": 900.0, "browser": 120.0}  # of one test
+DEADLINE_SECONDS = {"slow": 3600.0, "crash": 900.0, "root": 900.0, "browser": 120.0, "coverage": 600.0}  # of one test
 OTHER_DEADLINE_SECONDS = float(os.environ.get("TEST_DEADLINE_SECONDS", "120"))
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=IN_CI, print_blob=True)
 hypothesis.settings.load_profile("house")
+
+
+# A shell that starts this in the background has it ignore them, and with it every process that a test starts.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 # --- what runs, and what it took -------------------------------------------------------------------------------------
@@ -29,6 +37,7 @@ hypothesis.settings.load_profile("house")
 _suites: dict[str, str] = {}  # test's id -> its suite
 _used: dict[str, float] = collections.defaultdict(float)
 _left_out: dict[str, int] = collections.Counter()
+_figures: list[str] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,16 +59,29 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _used[_suites[report.nodeid]] += report.duration
+    if report.when == "teardown":
+        _figures.extend(str(value) for name, value in report.user_properties if name == "figure")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _figures:
+        terminalreporter.section(f"figures of {time.strftime('%Y-%m-%d')}, {_machine()}")
+        for figure in _figures:
+            terminalreporter.write_line(figure)
     counts = collections.Counter(_suites.values())
     terminalreporter.section("time budget")
     for line in budget.table({name: (counts[name], spent) for name, spent in _used.items()}, IN_CI):
         terminalreporter.write_line(line)
-    for name, count in sorted(_left_out.items()):
-        why = budget.left_out(IN_CI).get(name, "not asked for")
-        terminalreporter.write_line(f"left out: {count} of {name} ({why})")
+    reasons = budget.left_out(IN_CI)
+    for name in sorted(_left_out.keys() & reasons.keys()):
+        terminalreporter.write_line(f"left out: {_left_out[name]} of {name} ({reasons[name]})")
+    if others := sum(count for name, count in _left_out.items() if name not in reasons):
+        terminalreporter.write_line(f"left out: {others} others (not asked for)")
+
+
+def _machine() -> str:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"{len(os.sched_getaffinity(0))} processors, {memory / (1 << 30):.0f} GiB, Linux {os.uname().release}"
 
 
 # --- in CI a skip is a failure: whatever is missing has to be installed there ----------------------------------------
@@ -161,6 +183,12 @@ def need() -> Callable[[str], str]:
 @pytest.fixture
 def wait_until() -> Callable[..., object]:
     return tools.wait_until
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Takes a line with what was measured; it is printed at the end, with the date and the machine."""
+    return functools.partial(record_property, "figure")
 
 
 @pytest.fixture

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tools
 import wire
+from fastapi import FastAPI
 
 from runner import words
 from runner.box import openapi
+from runner.box.api import front
+from runner.box.api.front import CONNECTIONS_MAX
+from runner.errors import Problem, StateDamaged
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +328,44 @@ def test_jobs_are_listed_by_state_and_id(daemon: wire.Box) -> None:
     daemon.post("/jobs/cancel", {"ids": [made["group"]]})
 
 
+def test_a_group_is_listed_as_a_whole_with_the_reason_of_its_first_that_waits(daemon: wire.Box) -> None:
+    made = daemon.post("/jobs", {"spec": {"command": ["true"], "name": "many"}, "array": [*range(40)], "held": True})
+    first, name = made["id"], made["group"]
+    alone = daemon.submit(["true"], held=True)
+    listed = daemon.get("/jobs?grouped=1&state=queued")
+    assert listed["jobs"][-1]["id"] == alone
+    assert not [job for job in listed["jobs"] if job["group"] == name]
+    assert "held" in listed["jobs"][-1]["why"]
+    (group,) = listed["groups"]
+    assert (group["group"], group["name"], group["counts"]) == (name, "many", {"queued": 40})
+    assert (group["first_id"], group["last_id"]) == (first, first + 39)
+    assert group["why"] == f"held; `runner release {name}` lets them go"
+    chosen = daemon.get(f"/jobs?grouped=1&ids={name},{first},{alone}")
+    assert ([job["id"] for job in chosen["jobs"]], len(chosen["groups"])) == ([first, alone], 1)
+    refused(daemon.ask("GET", "/jobs?grouped=1&ids=g99999999"), 404, "not_found")
+    gone = daemon.post("/jobs/cancel?brief=1", {"ids": [name, alone]})["jobs"]
+    assert gone[0] == {"id": first, "state": "cancelled", "priority": 0}
+    assert len(gone) == 41
+    assert daemon.get("/jobs?grouped=1&state=queued")["groups"] == []
+    assert name in [group["group"] for group in daemon.get("/jobs?grouped=1")["groups"]], "it has just ended"
+
+
+def test_grouped_reasons_are_those_of_each_job_alone(daemon: wire.Box) -> None:
+    cpus = daemon.get("/box")["capacity"]["cpus"]
+    blocker = daemon.submit(["sleep", "600"], cpus=cpus)
+    tools.wait_until(lambda: daemon.state_of(blocker) == words.RUNNING)
+    many = daemon.post("/jobs", {"spec": {"command": ["true"]}, "array": [*range(50)]})
+    behind = daemon.submit(["true"])
+    try:
+        one_by_one = {job["id"]: job["why"] for job in daemon.get("/jobs?state=queued")["jobs"]}
+        listed = daemon.get("/jobs?grouped=1&state=queued")
+    finally:
+        daemon.post("/jobs/cancel", {"ids": [blocker, many["group"], behind], "grace": 0})
+        daemon.ended(blocker)
+    assert {job["why"] for job in listed["jobs"] if job["id"] == behind} == {one_by_one[behind]}
+    assert [group["why"] for group in listed["groups"]] == [one_by_one[many["id"]]]
+
+
 def test_all_jobs_come_as_lines(daemon: wire.Box) -> None:
     job_id = daemon.submit(["true"], held=True)
     reply = daemon.ask("GET", "/jobs?all=1")
@@ -424,3 +469,62 @@ def test_a_broken_request_disturbs_nobody(daemon: wire.Box) -> None:
                 continue
     assert daemon.get("/hello")["api"] == 1
     assert "Traceback" not in Path(daemon.state.daemon_log).read_text()
+
+
+def test_over_too_many_connections_the_answer_is_a_refusal_like_any_other(daemon: wire.Box) -> None:
+    waiting = [wire.Wire(daemon.socket) for _ in range(CONNECTIONS_MAX)]
+    try:
+        with wire.Wire(daemon.socket) as late:
+            late.send("GET", "/hello")
+            reply = late.reply()
+        assert "connections open" in refused(reply, 503, "unreachable")
+        assert reply.headers["connection"] == "close"
+    finally:
+        for each in waiting:
+            each.__exit__()
+    tools.wait_until(lambda: daemon.ask("GET", "/hello").status == 200)
+
+
+def answered(house: Any, error: Exception) -> tuple[int, dict[str, str]]:
+    """What the outermost layer makes of an error that a route raised."""
+    app = FastAPI()
+    app.state.house = house
+    app.add_middleware(front.Front, house=house)
+    front.set_words(app)
+
+    @app.get("/")
+    async def fail() -> None:
+        raise error
+
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "app": app}
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        pytest.param(StateDamaged("the database failed"), True, id="the database"),
+        pytest.param(OSError(errno.EIO, "Input/output error"), True, id="the disk"),
+        pytest.param(StateDamaged("a content was damaged"), False, id="one content"),
+        pytest.param(OSError(errno.ENOENT, "no such file"), False, id="one file"),
+    ],
+)
+def test_a_state_that_fails_under_a_request_ends_the_daemon(error: Exception, ends: bool) -> None:
+    doomed: list[Problem] = []
+    damage = error if ends else None
+    daemon = SimpleNamespace(store=SimpleNamespace(damage=damage), report=lambda said: None)
+    house = SimpleNamespace(
+        daemon=daemon, doomed=doomed.append, requests=0, connections=(), touch=lambda: None, closing=False
+    )
+    status, said = answered(house, error)
+    assert (status, set(said)) == (500, {"code", "message", "hint"})
+    assert [problem.exit_code for problem in doomed] == [74] * ends

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import struct
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ class _Nothing:
     daemon = SimpleNamespace(report=lambda said: None)
     gate = Gate(OWNER)
     requests = 0
+    connections = ()
 
     def touch(self) -> None: ...
 
@@ -118,3 +120,8 @@ def test_the_kernel_says_who_is_at_the_other_end() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with ours, theirs:
         assert peer(ours) == (f"uid:{os.getuid()}", os.getpid())
+
+
+def test_a_large_number_is_a_user_like_any_other() -> None:
+    sock: Any = SimpleNamespace(getsockopt=lambda *_: struct.pack("i2I", 7, 4_000_000_000, 0))
+    assert peer(sock) == ("uid:4000000000", 7)

@@ -23,6 +23,7 @@ HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(runner.__file__)))
 
 
 NOW = time.time()
+PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
 @pytest.fixture(autouse=True)
@@ -435,15 +436,72 @@ def test_an_array_is_named_by_its_group(box, run):
     assert box.sent("POST /jobs")[0]["sweep"] == {"lr": ["1", "2", "3"]}
 
 
-def test_an_array_is_watched_by_its_counts(box, run):
+def an_array(box, counts, ended):
+    """An array of three, its counts and what ended between two looks."""
     box.replies["POST /jobs"] = {"id": 42, "count": 3, "group": "g42", "state": "queued"}
-    box.replies["GET /events"] = b": hello\n\n"
-    counts = [{"queued": 2, "running": 1}, {"succeeded": 2, "failed": 1}]
+    box.replies["GET /events"] = b"id: 1\nevent: job\ndata: {}\n\n"
     box.replies["GET /groups/g42"] = lambda _: {"group": "g42", "jobs": counts.pop(0)}
+    box.replies["GET /jobs"] = lambda _: {"jobs": ended.pop(0)}
+
+
+def with_outputs(box, *ids):
+    for job_id in (42, 43, 44):
+        file = {"path": "a.txt", "size": 3, "mode": 0o644, "modified_at": 1.0}
+        box.replies[f"GET /jobs/{job_id}"] = {"job": job(job_id, words.SUCCEEDED)}
+        box.replies[f"GET /jobs/{job_id}/outputs"] = {"outputs": [file] * (job_id in ids), "links": {}}
+        box.replies[f"GET /jobs/{job_id}/outputs/a.txt"] = b"abc"
+        box.replies[f"POST /jobs/{job_id}/fetched"] = {}
+
+
+def test_a_followed_array_comes_home_job_by_job_and_ends_as_waiting_for_it_does(box, home, run):
+    ended = [
+        [job(43, words.SUCCEEDED, project=home)],
+        [
+            job(44, words.FAILED, exit_code=7, reason="exit_code", project=home),
+            job(42, words.FAILED, signal=15, reason="signal", project=home),
+        ],
+    ]
+    an_array(box, [{"queued": 2, "running": 1}, {"succeeded": 1, "running": 2}, {"succeeded": 1, "failed": 2}], ended)
+    with_outputs(box, 42, 43)
     code, out, err = run("submit", "--array", "3", "train.py")
-    assert (code, out) == (1, "")
-    assert "3 jobs g42 submitted to local" in err
-    assert "g42: 3 jobs: 2 succeeded, 1 failed" in err
+    assert (code, out) == (128 + 15, "")
+    assert err.splitlines() == [
+        "3 jobs g42 submitted to local (2 files, 12 bytes; none sent)",
+        "g42: 3 jobs: 1 running, 2 queued",
+        "job 44 failed: the command ended with exit code 7",
+        "job 42 failed: the command was ended by SIGTERM",
+        "g42: 3 jobs: 1 succeeded, 2 failed",
+        "2 outputs in runs/local-43/ to local-42/ (6 bytes)",
+    ]
+    asked = [path.partition("&")[0] for _, path, _ in box.asked if path.startswith("/jobs?")]
+    assert asked == ["/jobs?ids=42-44", "/jobs?ids=42,44"]
+    with open(os.path.join(home, "runs", "local-42", "a.txt"), "rb") as file:
+        assert file.read() == b"abc"
+
+
+def test_outputs_of_an_array_that_do_not_come_home_are_named_with_what_to_type(box, run):
+    an_array(box, [{"succeeded": 3}], [[job(number, words.SUCCEEDED) for number in (42, 43, 44)]])
+    with_outputs(box)
+    for number in (42, 43):
+        box.replies[f"GET /jobs/{number}/outputs"] = errors.DiskFull("no room")
+    code, _, err = run("submit", "--array", "3", "train.py")
+    assert code == 0
+    assert err.count("the outputs of job 42 are still on the box: no room") == 1
+    assert "`runner pull 42-43` fetches the outputs that are still on the box" in err
+
+
+def test_many_failures_of_an_array_are_counted(box, run):
+    failed = [job(42 + number, words.FAILED, exit_code=1, reason="exit_code") for number in range(30)]
+    an_array(box, [{"failed": 30}], [failed])
+    box.replies["POST /jobs"]["count"] = 30
+    for number in range(30):
+        box.replies[f"GET /jobs/{42 + number}"] = {"job": failed[number]}
+        box.replies[f"GET /jobs/{42 + number}/outputs"] = {"outputs": [], "links": {}}
+        box.replies[f"POST /jobs/{42 + number}/fetched"] = {}
+    code, _, err = run("submit", "--array", "30", "train.py")
+    assert code == 1
+    assert err.count("failed: the command") == 10
+    assert "`runner ps --no-group --state failed g42` names all that did not succeed" in err
 
 
 def test_a_dry_run_sends_nothing(box, run):
@@ -547,19 +605,32 @@ def test_an_empty_queue_says_what_to_do(box, run):
 
 def test_an_array_is_one_line_unless_asked(box, run):
     box.replies["GET /jobs"] = {"jobs": [job(42 + n, group="g42", array_index=n) for n in range(3)]}
-    box.replies["GET /groups/g42"] = {"group": "g42", "jobs": {"queued": 8, "succeeded": 90, "running": 2}}
+    assert len(run("ps", "--no-group")[1].splitlines()) == 4
+    assert run("ps", "-q")[1] == "42\n43\n44\n"
+    box.replies["GET /jobs"]["groups"] = [
+        {
+            "group": "g42", "name": "many", "user": "me", "submitted_at": NOW, "first_id": 42, "last_id": 141,
+            "counts": {"queued": 8, "succeeded": 90, "running": 2}, "why": "needs 1 cpu, 0 of 2 free",
+        }
+    ]  # fmt: skip
     lines = run("ps")[1].splitlines()
+    assert box.asked[-1][1] == "/jobs?grouped=1"
     assert len(lines) == 2
     assert lines[1].startswith("g42  running")
     assert lines[1].endswith("100 jobs: 90 succeeded, 2 running, 8 queued")
-    assert len(run("ps", "--no-group")[1].splitlines()) == 4
-    assert run("ps", "-q")[1] == "42\n43\n44\n"
+    box.replies["GET /jobs"]["groups"][0]["counts"] = {"queued": 100}
+    assert run("ps")[1].splitlines()[1].endswith("100 jobs: 100 queued; needs 1 cpu, 0 of 2 free")
+
+
+def test_a_job_of_an_array_that_is_named_has_its_own_line(box, run):
+    box.replies["GET /jobs"] = {"jobs": [job(43, group="g42", array_index=1)], "groups": []}
+    assert run("ps", "43")[1].splitlines()[1].startswith("43  queued")
 
 
 def test_ps_asks_for_what_was_named(box, run):
     box.replies["GET /jobs"] = {"jobs": []}
     run("ps", "--state", "failed,lost", "42-44", "g7")
-    assert box.asked[0][1] == "/jobs?ids=g7,42-44&state=failed,lost"
+    assert box.asked[0][1] == "/jobs?ids=g7,42-44&state=failed,lost&grouped=1"
     code, _, err = run("ps", "--state", "faild")
     assert code == 64
     assert 'did you mean "failed"?' in err
@@ -669,14 +740,24 @@ def test_many_changed_jobs_are_counted(box, run):
 def test_waiting_ends_with_the_first_code_that_is_not_0(box, run):
     replies = [
         {"jobs": [job(41, words.RUNNING), job(42, words.SUCCEEDED, exit_code=0), job(43, words.QUEUED)]},
-        {"jobs": [job(41, words.FAILED, signal=15, reason="signal"), job(43, words.FAILED, exit_code=7)]},
+        {
+            "jobs": [
+                job(41, words.FAILED, signal=15, reason="signal"),
+                job(43, words.FAILED, exit_code=7, reason="exit_code"),
+            ]
+        },
     ]
     box.replies["GET /events"] = b"id: 1\nevent: job\ndata: {}\n\n"
     box.replies["GET /jobs"] = lambda _: replies.pop(0)
     code, out, err = run("wait", "41-43")
     assert (code, out) == (128 + 15, "")
-    assert err.splitlines() == ["job 42: succeeded exit 0", "job 41: failed SIGTERM", "job 43: failed exit 7"]
-    assert [path for _, path, _ in box.asked if "ids" in path] == ["/jobs?ids=41-43", "/jobs?ids=41,43"]
+    assert err.splitlines() == [
+        "job 42 succeeded",
+        "job 41 failed: the command was ended by SIGTERM",
+        "job 43 failed: the command ended with exit code 7",
+    ]
+    asked = [path.partition("&")[0] for _, path, _ in box.asked if "ids" in path]
+    assert asked == ["/jobs?ids=41-43", "/jobs?ids=41,43"]
 
 
 def test_waiting_for_a_job_that_does_not_exist_is_an_error(box, run):
@@ -723,17 +804,30 @@ def test_draining_is_switched(box, run):
 
 def test_cleaning_says_what_it_frees(box, run):
     removed = [{"kind": "logs", "what": f"job {n}", "bytes": 1024} for n in (1, 2)]
-    box.replies["POST /box/clean"] = {"removed": removed, "kept_unfetched": {"count": 1, "bytes": 5}}
+    box.replies["POST /box/clean"] = {"removed": removed, "kept_unfetched": {"count": 1, "bytes": 5, "jobs": [7]}}
     code, out, err = run("clean", "--dry-run")
     assert code == 0
-    assert err == "kept: 5 bytes of outputs that nobody has fetched, of 1 job\n2.0 KiB would be freed\n"
+    kept, how, freed = err.splitlines()
+    assert kept == "kept: 5 bytes of outputs that nobody has fetched, of job 7"
+    assert how.endswith("`runner pull 7` brings them home, `runner clean --unfetched --older-than 0` removes them")
+    assert freed == "2.0 KiB would be freed"
     assert out.splitlines()[1].split() == ["logs", "2", "2.0", "KiB"]
-    assert box.sent("POST /box/clean") == [{"dry_run": True}]
+    run("clean", "--unfetched", "--older-than", "12h")
+    run("clean", "--older-than", "0")
+    assert box.sent("POST /box/clean") == [
+        {"dry_run": True},
+        {"dry_run": False, "older_than_days": 0.5, "unfetched": True},
+        {"dry_run": False, "older_than_days": 0.0},
+    ]
 
 
 def test_the_doctor_looks_at_everything(box, run):
     box.replies["GET /hello"] = {"version": runner.__version__, "pid": 7}
-    box.replies["GET /box"] = {"draining": True, "capacity": {"gpus": 0}, "versions": {"base_python": "3.11.7"}}
+    box.replies["GET /box"] = {
+        "draining": True,
+        "capacity": {"gpus": 0},
+        "versions": {"base_python": f"{PYTHON} {sys.executable}"},
+    }
     code, out, _ = run("doctor", "--json")
     found = {check["check"]: check["result"] for check in json.loads(out)}
     assert code == 1
@@ -741,6 +835,30 @@ def test_the_doctor_looks_at_everything(box, run):
     assert {name for name, result in found.items() if result == "fail"} == set()
     assert {"python", "git", "uv", "state", "locks", "disk", "socket", "box", "version", "clock", "GPUs"} <= set(found)
     assert "hint: `runner drain --off`" in run("doctor")[1]
+
+
+@pytest.mark.parametrize(
+    ("python", "result", "seen"),
+    [
+        (f"0.0.1 {sys.executable}", "warn", f"was 0.0.1 when the box started and is {PYTHON} now"),
+        ("3.11.7 /bin/false", "fail", "/bin/false does not run"),
+        ("3.11.7 /nothing/here", "fail", "/nothing/here does not run"),
+    ],
+)
+def test_the_doctor_runs_the_base_python(box, run, python, result, seen):
+    box.replies["GET /hello"] = {"version": runner.__version__, "pid": 7}
+    box.replies["GET /box"] = {"versions": {"base_python": python}}
+    checks = {check["check"]: check for check in json.loads(run("doctor", "--json")[1])}
+    assert checks["base python"]["result"] == result
+    assert seen in checks["base python"]["seen"]
+
+
+def test_the_doctor_names_draining_once_and_a_pause_as_a_failure(box, run):
+    box.replies["GET /hello"] = {"version": runner.__version__, "pid": 7}
+    for about, result in (({"draining": True, "paused": "it drains"}, "warn"), ({"paused": "no room"}, "fail")):
+        box.replies["GET /box"] = about
+        checks = [check["result"] for check in json.loads(run("doctor", "--json")[1]) if check["check"] == "queue"]
+        assert checks == [result]
 
 
 def test_the_doctor_says_when_the_box_is_broken(box, run):
@@ -925,8 +1043,48 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(box, home):
     out, err = process.communicate(timeout=10)
     released.set()
     assert (process.returncode, out) == (130, b"")
-    assert b"`runner wait g42` comes back to it, `runner cancel g42` ends it" in err
+    assert b"3 jobs g42 go on without us\n  `runner wait g42` waits for them" in err
     assert b"Traceback" not in err
+
+
+def test_a_fault_of_ours_is_one_line_and_its_details_are_kept(box, home, run, tmp_path, monkeypatch):
+    def break_down(_: list[str]) -> int:
+        raise RuntimeError("oh\x1b[2J\nno")
+
+    monkeypatch.setattr(jobs, "ps", break_down)
+    code, out, err = run("ps", "--box", "secret")
+    kept = tmp_path / "cache" / "gpubox" / "fault.txt"
+    assert (code, out) == (70, "")
+    assert err.startswith("runner: a fault of gpubox itself: RuntimeError: oh\\x1b[2J")
+    assert f"the details are in {kept}: please report it" in err
+    assert "Traceback" not in err
+    assert "Traceback" in kept.read_text()
+    assert "secret" not in kept.read_text()
+    monkeypatch.setenv("GPUBOX_DEBUG", "1")
+    assert "in break_down" in run("ps")[2]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
+    assert "GPUBOX_DEBUG=1" in run("ps")[2]
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_closed_streams_do_no_harm(box, home, closed):
+    box.replies["GET /jobs"] = {"jobs": [job(1)]}
+    shell = " ".join(f"{fd}{'<' if fd == 0 else '>'}&-" for fd in closed)
+    command = f"exec {sys.executable} -m runner ps {shell}"
+    env = {**os.environ, "PYTHONPATH": HOUSE}
+    done = subprocess.run(["sh", "-c", command], cwd=home, env=env, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("train.py" in done.stdout) == (1 not in closed)
+
+
+def test_a_full_disk_behind_the_output_is_told(box, home):
+    box.replies["GET /jobs"] = {"jobs": [job(1)]}
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "runner", "ps"]
+        env = {**os.environ, "PYTHONPATH": HOUSE}
+        done = subprocess.run(command, cwd=home, env=env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20)
+    assert done.returncode == 73
+    assert done.stderr.startswith("runner: the output can't be written: No space left on device\n  hint: ")
 
 
 def test_ctrl_c_elsewhere_is_quiet(box, home):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable
 from hashlib import sha256
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from runner import errors, files
 from runner.box import blobs as blobs_module
 from runner.box import code, manifests, trees
+from runner.box.recipes import Recipes
+from runner.model import JobSpec
 
 SHA = "a" * 64
 
@@ -663,3 +666,54 @@ def test_a_content_is_not_shown_before_its_name_is_durable(blobs: code.Blobs, mo
     monkeypatch.setattr(blobs_module, "_sync", watch)
     receive(blobs, frame(b"data"))
     assert synced[-1] == os.path.dirname(blobs.path(sha(b"data")))
+
+
+# --- what others did to it ---
+
+
+def test_a_tree_with_folders_of_another_user_hinders_nobody(
+    work: code.Trees, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stuck = tmp_path / "trees" / "9" / "of_a_container"
+    stuck.mkdir(parents=True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "not yours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "chmod", refuse)
+        patch.setattr(os, "rmdir", refuse)
+        names = set()
+        for _ in range(3):
+            work.sweep(())
+            names.add(frozenset(os.listdir(tmp_path / "trees")))
+        assert len(names) == 1, "its name does not grow"
+    work.sweep(())
+    assert [name for name in os.listdir(tmp_path / "trees") if name.startswith(".gone")] == []
+
+
+def test_a_snapshot_that_lost_a_content_has_to_be_sent_again(
+    blobs: code.Blobs, manifest: code.Manifest, tmp_path: Path
+) -> None:
+    recipes = Recipes(blobs, sys.executable)
+    spec = JobSpec(["true"], snapshot=manifest.id)
+    assert recipes.environment(spec) is None
+    os.unlink(blobs.path(next(iter(manifest.sizes))))
+    with pytest.raises(errors.StateDamaged, match="missing on the box"):
+        code.make_tree(blobs, manifest, f"{tmp_path}/tree")
+    assert not recipes.knows(spec)
+    with pytest.raises(errors.SnapshotUnknown, match=r"1 of \d+ contents of the snapshot .* are gone"):
+        recipes.environment(spec)
+    with pytest.raises(errors.SnapshotUnknown, match="are gone"):
+        Recipes(blobs, sys.executable).environment(spec)
+
+
+def test_a_manifest_that_another_thread_reads_meanwhile_is_not_taken_for_ours(tmp_path: Path) -> None:
+    first, second = (code.Manifest.of({}, {}, [name]) for name in ("one", "two"))
+
+    class Contended(code.Blobs):
+        _parsed = property(lambda self: second, lambda self, value: None)
+
+    contended = Contended(f"{tmp_path}/contended")
+    contended.keep(first)
+    assert contended.manifest(first.id) == first

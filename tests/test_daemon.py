@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +16,9 @@ from builders import ADMIN, Hall, Scripted, a_hall, plain_engine
 from tools import wait_until
 
 from runner import files, words
+from runner.box.settle import START_GRACE
 from runner.box.store import Move
-from runner.errors import DiskFull, Problem, StateDamaged
+from runner.errors import Busy, DiskFull, NotFound, Problem, StateDamaged
 from runner.model import After, Evidence, Job, Resources
 from runner.paths import StateDir
 
@@ -167,10 +171,121 @@ def test_an_attempt_that_never_runs_is_fenced_and_replaced_and_at_last_given_up(
         if attempt < 3:
             assert hall.read(job).misfires == attempt
             hall.agrees()
+        if attempt == 2:
+            waits = hall.daemon.schedule(hall.now, explain=True).waits
+            assert waits[job.id] == "tries again in 2 s (its supervisor did not come)"
+            hall.now += 2.0
     ended = hall.read(job)
     assert (ended.state, ended.reason) == (words.FAILED, "engine_failed")
     assert ended.detail == "its supervisor never came to run it (3 times)"
-    assert all(attempt.ended_at == hall.now for attempt in hall.store.attempts(job.id))
+    assert [attempt.ended_at for attempt in hall.store.attempts(job.id)] == [hall.now - 2.0, hall.now - 2.0, hall.now]
+
+
+@pytest.mark.parametrize("attempt", [1, 2], ids=["this attempt", "another one"])
+def test_an_attempt_that_is_known_not_to_come_is_fenced_at_once(hall: Hall, attempt: int) -> None:
+    job = job_of(hall)
+    hall.turn()
+    hall.engine.said[job.id, 1] = Evidence(None, None, False)
+    hall.engine.refused += [(job.id, attempt), (99, 1)]
+    hall.turn()
+    assert [stop.fence for stop in hall.engine.stopped] == [True] * (attempt == 1)
+
+
+def test_an_attempt_that_can_not_be_read_is_neither_alive_nor_dead(hall: Hall) -> None:
+    unreadable, other = job_of(hall), job_of(hall)
+    hall.turn()
+    del hall.engine.said[unreadable.id, 1]
+    hall.engine.ends(other)
+    hall.turn(3600.0)
+    assert hall.states(unreadable, other) == [words.STARTING, words.SUCCEEDED]
+
+
+def test_a_job_whose_environment_was_removed_holds_nobody_up_and_has_it_built_again(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = hall.submit("true"), job_of(hall)
+    hall.turn()
+    hall.engine.ends(first)
+    hall.turn()
+    third = hall.submit("true")
+    hall.environments["e1"] = None  # removed behind the daemon's back
+    folders = hall.daemon.bin_dir
+
+    def bin_dir(environment: str | None) -> str:
+        if environment in hall.environments:
+            raise NotFound("environment e1 is not built")
+        return folders(environment)
+
+    monkeypatch.setattr(hall.daemon, "bin_dir", bin_dir)
+    fourth = job_of(hall)
+    hall.turn()
+    assert hall.states(second, third, fourth) == [words.STARTING] * 3
+    assert [launch.key[0] for launch in hall.engine.launched] == [first.id, second.id, fourth.id]
+    assert hall.reports == [f"job {third.id} could not be started: NotFound: environment e1 is not built"]
+    hall.engine.said[third.id, 1] = Evidence(None, None, False, missing=True)
+    hall.turn()
+    assert hall.engine.stopped[-1].fence
+    hall.engine.said[third.id, 1] = Evidence(None, None, False, abandoned=True)
+    hall.turn()
+    hall.turn()
+    assert [launch.key for launch in hall.engine.launched][-1] == (third.id, 2)
+
+
+def test_a_queue_that_could_only_half_be_read_decides_nothing(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, waiting = job_of(hall, cpus=4), job_of(hall, cpus=4)
+    hall.turn()
+    with monkeypatch.context() as patch:
+        patch.setattr(hall.store, "spec", lambda spec_id: _busy())
+        with pytest.raises(Busy):
+            hall.daemon.reload()
+        with pytest.raises(Busy):
+            hall.turn()
+    assert hall.states(running, waiting) == [words.STARTING, words.QUEUED]
+    hall.turn()
+    assert hall.states(running, waiting) == [words.STARTING, words.QUEUED]
+    hall.agrees()
+
+
+def _busy() -> None:
+    raise Busy("another program has the database")
+
+
+def test_a_running_job_can_be_cancelled_on_a_full_disk(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    ballast = hall.daemon.settings.state.ballast
+    job = job_of(hall)
+    hall.turn()
+    hall.engine.runs(job)
+    hall.turn()
+    stop = hall.engine.stop
+
+    def full(stops: Any) -> None:
+        if os.path.exists(ballast):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        stop(stops)
+
+    monkeypatch.setattr(hall.engine, "stop", full)
+    hall.wishes.cancel(ADMIN, [job.id], None)
+    assert [each.key for each in hall.engine.stopped] == [(job.id, 1)]
+    hall.agrees()
+
+
+def test_a_second_cancel_is_passed_on_and_changes_no_time(hall: Hall) -> None:
+    job = job_of(hall)
+    hall.turn()
+    hall.wishes.cancel(ADMIN, [job.id], None)
+    hall.wishes.cancel(ADMIN, [job.id], 0.0)
+    assert [stop.grace for stop in hall.engine.stopped] == [None, 0.0]
+    hall.agrees()
+
+
+def test_a_clock_that_goes_back_keeps_no_job_waiting(hall: Hall) -> None:
+    job = job_of(hall, retries=1)
+    hall.turn()
+    hall.engine.ends(job, reason="exit_code")
+    hall.turn()
+    hall.now -= 10 * 365 * 86400
+    hall.turn()
+    assert hall.read(job).attempt == 2
 
 
 def test_a_reboot_requeues_in_the_same_pass_and_tells_in_order(hall: Hall) -> None:
@@ -198,6 +313,36 @@ def test_an_environment_is_built_while_the_job_waits(hall: Hall) -> None:
     hall.work()
     hall.turn()
     assert hall.states(job) == [words.STARTING]
+
+
+def test_an_environment_is_built_for_whoever_could_start_however_many_wait_before(hall: Hall) -> None:
+    for _ in range(40):
+        job_of(hall, held=True)
+    hall.environments["e1"] = None
+    job = hall.submit("true")
+    hall.turn()
+    hall.turn()
+    assert hall.states(job) == [words.STARTING]
+
+
+def test_nothing_is_built_while_nothing_may_start(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    hall.environments["e1"] = None
+    hall.submit("true")
+    monkeypatch.setattr(files, "disk_room", lambda path: (1 << 20, 100 << 30))
+    hall.daemon.pass_once(hall.now)
+    assert hall.later == []
+
+
+def test_a_job_that_pauses_is_not_charged_for_a_build_that_another_asked_for(hall: Hall) -> None:
+    hall.environments["e1"] = ValueError("network")
+    first = hall.submit("true", retries=2)
+    hall.turn()
+    hall.turn()
+    second = hall.submit("true")
+    hall.turn(0.1)
+    hall.turn(0.1)
+    assert hall.states(first, second) == [words.QUEUED, words.FAILED]
+    assert hall.read(first).retries_used == 1
 
 
 def test_a_failed_build_fails_its_jobs_with_the_resolvers_words(hall: Hall) -> None:
@@ -342,7 +487,31 @@ def test_directories_without_a_row_are_stopped_told_and_never_run(tmp_path: Path
         assert os.path.isdir(state.job(7).attempt(2))
 
 
+def test_a_stray_file_among_the_jobs_is_no_job(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state")
+    os.makedirs(state.jobs)
+    for name in ("7", "\N{SUPERSCRIPT TWO}", "notes"):
+        Path(state.jobs, name).touch()
+    with a_hall(tmp_path / "state") as hall:
+        assert hall.daemon.unknown == []
+
+
 # --- with a real engine ---
+
+
+def test_a_parent_that_is_killed_costs_its_requests_no_ten_seconds(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state")
+    with plain_engine(state) as engine, a_hall(tmp_path / "state", engine) as hall:
+        parent = engine.connect() and engine.parent
+        os.kill(parent, signal.SIGSTOP)
+        job = job_of(hall)
+        hall.turn()
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        began = time.monotonic()
+        hall.until_idle()
+        assert time.monotonic() - began < START_GRACE / 2
+        assert (hall.read(job).state, hall.read(job).attempt) == (words.SUCCEEDED, 2)
 
 
 def test_a_real_job_runs_and_its_end_names_the_line_of_its_log(tmp_path: Path) -> None:

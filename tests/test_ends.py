@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,10 @@ def test_a_log_that_can_not_be_read_explains_nothing(tmp_path: Path) -> None:
     secret.write_text("a secret\n")
     os.symlink(secret, tmp_path / "log")
     assert explained(end, str(tmp_path / "log")) == end, "a job may not have us read through a link"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_a_job_put_in_the_place_of_its_log_is_not_waited_for(tmp_path: Path, make: Callable[[str], None]) -> None:
+    make(f"{tmp_path}/log")
+    end = an_exit("exit_code")
+    assert explained(end, f"{tmp_path}/log") == end

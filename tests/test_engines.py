@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,11 @@ def state(tmp_path: Path) -> StateDir:
     return StateDir(tmp_path / "state")
 
 
-class EngineContract:
+class EngineContract(ABC):
     """Runs over each engine: four verbs, and the disk as the only witness."""
 
-    def engine(self, state: StateDir) -> AbstractContextManager[Engine]:
-        raise NotImplementedError
+    @abstractmethod
+    def engine(self, state: StateDir) -> AbstractContextManager[Engine]: ...
 
     @pytest.fixture
     def ours(self, state: StateDir) -> Iterator[Engine]:
@@ -271,20 +273,61 @@ def test_refusals_of_the_parent_are_read_and_its_end_is_noticed(state: StateDir)
         links.append(link.dup())
         return 1
 
-    engine = Plain(state, Resources(1, GIB, 0), spawn)
+    said: list[str] = []
+    listened: list[str] = []
+
+    def listen(link: socket.socket) -> Callable[[], object]:
+        listened.append("begun")
+        return lambda: listened.append("ended")
+
+    engine = Plain(state, Resources(1, GIB, 0), spawn, listen, said.append)
     assert list(engine.refusals()) == []
     os.makedirs(state.jobs)
     engine.start([a_launch(state, ["true"])])
     assert links[0].recv(65536).decode() == state.job(1).attempt(1)
-    links[0].send(b"Cannot allocate memory\0/the/directory")
-    assert list(engine.refusals()) == [("/the/directory", "Cannot allocate memory")]
+    links[0].send(f"Cannot allocate memory\0{state.job(1).attempt(1)}".encode())
+    assert list(engine.refusals()) == [(1, 1)]
+    assert said == ["job 1, attempt 1: no supervisor could be forked: Cannot allocate memory"]
     assert list(engine.refusals()) == []
+    assert listened == ["begun"]
     links[0].close()
+    assert list(engine.refusals()) == [(1, 1)], "the parent took along what it was asked for"
+    assert listened == ["begun", "ended"]
     assert list(engine.refusals()) == []
     engine.start([a_launch(state, ["true"], 2)])
     assert len(links) == 2
     links[1].close()
     engine.close()
+    engine.close()
+
+
+def test_what_was_seen_to_begin_is_not_lost_with_the_parent(plain: Plain, state: StateDir) -> None:
+    plain.start([a_launch(state, ["sleep", "600"])])
+    wait_until(lambda: plain.evidence([(1, 1)])[1, 1].started_at)
+    os.kill(plain.parent or 0, signal.SIGKILL)
+    os.waitpid(plain.parent or 0, 0)
+    assert list(plain.refusals()) == []
+    assert plain.evidence([(1, 1)])[1, 1].alive
+
+
+def test_a_parent_that_does_not_read_its_mail_holds_nobody_up(state: StateDir) -> None:
+    links: list[socket.socket] = []
+
+    def spawn(link: socket.socket) -> int:
+        links.append(link.dup())
+        return 1
+
+    os.makedirs(state.jobs)
+    engine = Plain(state, Resources(1, GIB, 0), spawn)
+    for job in range(1, 2000):
+        engine.start([a_launch(state, ["true"], job)])
+        if len(links) == 2:
+            break
+    assert len(links) == 2
+    assert links[1].recv(65536).decode() == state.job(job).attempt(1)
+    assert list(engine.refusals()) == [], "it may wake up and read them: they have their grace"
+    for link in links:
+        link.close()
     engine.close()
 
 
@@ -299,8 +342,8 @@ def test_a_parent_that_can_not_be_spawned_leaves_no_open_ends(state: StateDir) -
 
     os.makedirs(state.jobs)
     engine = Plain(state, Resources(1, GIB, 0), spawn)
-    with pytest.raises(OSError, match="no more processes"):
-        engine.start([a_launch(state, ["true"])])
+    engine.start([a_launch(state, ["true"])])
+    assert list(engine.refusals()) == [(1, 1)]
     engine.start([a_launch(state, ["true"], 2)])
     wait_until(lambda: engine.evidence([(2, 1)])[2, 1].exit)
     engine.close()
@@ -314,3 +357,60 @@ def test_a_spec_is_what_the_launch_says(plain: Plain, state: StateDir) -> None:
     spec = files.get(state.job(1).attempt(1), "spec") or {}
     assert spec.items() >= {**launch.spec, "launch_id": launch.launch_id, "job": 1, "attempt": 1}.items()
     wait_until(lambda: plain.evidence([(1, 1)])[1, 1].exit)
+
+
+# --- one attempt's trouble is its own ---
+
+
+@pytest.fixture
+def told(plain: Plain) -> list[str]:
+    said: list[str] = []
+    plain._report = said.append
+    return said
+
+
+@pytest.mark.parametrize("name", ["lock", "started", "exit", "abandoned"])
+def test_an_attempt_that_can_not_be_read_is_told_once_and_hides_no_other(
+    plain: Plain, state: StateDir, told: list[str], name: str
+) -> None:
+    os.makedirs(f"{state.job(1).attempt(1)}/{name}")
+    os.makedirs(state.job(2).attempt(1))
+    for _ in range(2):
+        assert plain.evidence([(1, 1), (2, 1)]) == {(2, 1): Evidence(None, None, False)}
+    assert len(told) == 1
+    assert told[0].startswith("job 1, attempt 1: Is a directory")
+
+
+def test_an_attempt_that_can_not_be_laid_out_is_refused_and_the_others_start(
+    plain: Plain, state: StateDir, told: list[str]
+) -> None:
+    Path(state.job(1)).write_text("in the way")
+    plain.stage([(1, 1), (2, 1)])
+    plain.start([a_launch(state, ["true"], 1), a_launch(state, ["true"], 2)])
+    wait_until(lambda: plain.evidence([(2, 1)])[2, 1].exit)
+    assert list(plain.refusals()) == [(1, 1)]
+    plain.stop([Stop((1, 1), "x", fence=True), Stop((1, 1), "x")])
+    assert told == [f"job 1, attempt 1: Not a directory: {state.job(1)}/{path}" for path in ("out", "1/.spec")]
+
+
+def test_a_full_disk_is_everybodys_trouble(plain: Plain, state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(state)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "put", full)
+    with pytest.raises(OSError, match="No space left"):
+        plain.stop([Stop((1, 1), "x")])
+
+
+@pytest.mark.parametrize("name", ["exit", "started", "abandoned"])
+def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(plain: Plain, state: StateDir, name: str) -> None:
+    os.mkfifo(f"{prepared(state)}/{name}")
+    assert (1, 1) in plain.evidence([(1, 1)])
+
+
+def test_what_was_made_ahead_for_nobody_is_forgotten(plain: Plain, state: StateDir) -> None:
+    plain.stage([(1, 1), (2, 1)])
+    plain.stage([(2, 1)])
+    assert plain._staged == {(2, 1)}

@@ -1,5 +1,6 @@
 """Environments: what is chosen, what is refused at submit, and that only a whole build ever counts."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -129,7 +130,7 @@ def test_what_can_be_had_on_the_box_is_left_to_the_resolver(line):
 def test_requirements_on_the_project_itself_are_refused(line):
     with pytest.raises(errors.BadRequest, match=r"requirements.txt, line 2: .*needs the project itself") as caught:
         chosen({"requirements.txt": f"a\n{line}\n"})
-    assert "--env base" in caught.value.hint
+    assert "--base" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -336,12 +337,19 @@ def test_without_uv_it_says_what_to_install(environments, monkeypatch, tmp_path)
     assert environments.inventory() == []
 
 
-def test_a_folder_that_cannot_be_written_fails_the_build(environments, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        pytest.param(errno.EACCES, EnvironmentFailed, "Permission denied: /envs/x", id="not ours"),
+        pytest.param(errno.ENOSPC, errors.DiskFull, "disk was full while the environment", id="full"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_fails_the_build(environments, monkeypatch, number, kind, words):
     def full(*_):
-        raise OSError(28, "No space left on device", "/envs/x")
+        raise OSError(number, os.strerror(number), "/envs/x")
 
     monkeypatch.setattr(environments.kinds["uv"], "build", full)
-    with pytest.raises(EnvironmentFailed, match="No space left on device"):
+    with pytest.raises(kind, match=words):
         environments.build(chosen({"train.py": HEADER}))
     assert environments.inventory() == []
 
@@ -459,6 +467,7 @@ def test_a_half_build_still_written_by_an_escaped_process_is_not_built_on(tmp_pa
     daemon = builder(environments, stand_in(tmp_path, body))
     wait_until((tmp_path / "pid").exists)
     pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: os.getsid(pid) == pid)
     try:
         daemon.kill()
         daemon.wait()

@@ -28,9 +28,9 @@ MAY_IMPORT = {
         "the supervisor runs from a frozen copy of job, files and paths, with -I -S, and outlives upgrades",
     ),
     "runner.box": (
-        ("runner.box", "runner.job.processes", *WORDS),
-        "a box has no laptop; jobs are other processes, reached over their files. What a killed supervisor left behind "
-        "is ended as the supervisor would have done it, hence job.processes",
+        ("runner.box", "runner.job", *WORDS),
+        "a box has no laptop; jobs are other processes, reached over their files. The engine makes those files and "
+        "ends what a killed supervisor left behind as the supervisor would have done it",
     ),
     "runner.laptop": (
         ("runner.laptop", *WORDS),

@@ -23,6 +23,7 @@ from runner.box import logs
 from runner.cli import logs as cli
 from runner.laptop import pull
 from runner.laptop.client import Lost
+from runner.laptop.terminal import Folded
 from runner.model import Job
 
 BLOCK = 4096
@@ -552,7 +553,7 @@ def test_outputs_are_brought_home_and_named(capfd: pytest.CaptureFixture[str], m
     monkeypatch.setattr(pull, "pull", bring)
     assert cli.follow(Box(b""), 42) == 0  # type: ignore[arg-type]
     err = capfd.readouterr().err
-    assert "2 outputs in runs/local-42/ (2.0 KiB)\n  metrics.json  2.0 KiB\n  a\\nb  1 bytes\n" in err
+    assert "2 outputs in runs/local-42/ (2.0 KiB)\n  metrics.json  2.0 KiB\n  a\\nb  1 byte\n" in err
     assert "not fetched: ../x: not a path inside the folder" in err
 
 
@@ -594,3 +595,43 @@ def test_a_jobs_first_plain_line_waits_for_no_slow_import() -> None:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = f"import sys; sys.path.insert(0, {root!r}); {show}; {feed}; print(*({slow} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-I", "-S", "-c", code], text=True) == "\n"
+
+
+# --- nested progress bars in a pipe ----------------------------------------------------------------------------------
+
+ROUND = "\rinner 0%\x1b[A\n\rinner 50%\x1b[A\n\rinner 100%\x1b[A\n\r          \x1b[A\router {}%\n"
+NESTED = b"\router 0%\n" + "".join(ROUND[:-1].format(n) for n in range(1, 101)).encode() + b"\n"
+PANEL = "a 0\nb 0\n" + "".join(f"\x1b[2A\r\x1b[2Ka {n}\n\x1b[2Kb {n}\n" for n in range(1, 50))
+
+
+@pytest.mark.parametrize(
+    ("written", "lines"),
+    [
+        (NESTED + b"done\n", ["outer 0%", "outer 100%", "done"]),
+        (PANEL.encode() + b"done", ["a 0", "b 0", "a 49", "b 49", "done"]),
+        (b"one\n\x1b[Atwo\nthree\n", ["one", "two", "three"]),
+        (b"\x1b[999999Ax\n\x1b[Ay", ["y"]),
+    ],
+    ids=["nested", "panel", "up", "far up"],
+)
+def test_in_a_pipe_lines_that_are_gone_back_to_are_their_last_state(written: bytes, lines: list[str]) -> None:
+    for size in (1, 7, len(written)):
+        fold = Folded()
+        pieces = [fold.feed(written[at : at + size]) for at in range(0, len(written), size)]
+        assert (b"".join(pieces) + fold.finish()).decode().splitlines() == lines
+
+
+def test_lines_after_the_bars_are_at_most_a_few_late_and_then_not_at_all() -> None:
+    fold = Folded()
+    fold.feed(NESTED)
+    late = [fold.feed(b"loss %d\n" % n).count(b"\n") for n in range(60)]
+    assert sum(late[:30]) >= 29
+    assert late[30:] == [1] * 30
+
+
+def test_a_line_without_end_between_bars_is_not_held() -> None:
+    fold = Folded()
+    fold.feed(NESTED)
+    written = b"".join(fold.feed(b"x" * 4096) for _ in range(100))
+    assert len(written) > 300_000
+    assert (written + fold.finish()).count(b"x") == 409_600

@@ -167,3 +167,33 @@ def test_an_age_that_is_none_removes_nothing(daemon: wire.Box, days: bytes) -> N
     job_id = ended(daemon, fetched=True)
     assert daemon.ask("POST", "/box/clean", b'{"older_than_days": ' + days + b"}").status == 422
     assert there(daemon, job_id) == {"log", "out", "checkpoint"}
+
+
+def test_the_command_says_what_a_box_removes_keeps_and_how_to_get_it(daemon: wire.Box) -> None:
+    daemon.post("/box/clean", {"older_than_days": 0, "unfetched": True})
+    kept, fetched = ended(daemon), ended(daemon, fetched=True)
+    trial = daemon.call("clean", "--dry-run", "--older-than", "0")
+    assert trial.returncode == 0, trial.stderr
+    assert {line.split()[0] for line in trial.stdout.splitlines()} >= {"WHAT", "logs", "outputs"}
+    assert f"fetched, of job {kept}\n" in trial.stderr
+    assert f"`runner pull {kept}` brings them home" in trial.stderr
+    assert "KiB would be freed" in trial.stderr
+    assert there(daemon, fetched) == {"log", "out", "checkpoint"}
+    done = daemon.call("clean", "--older-than", "0")
+    assert (done.returncode, done.stdout) == (0, trial.stdout)
+    assert (there(daemon, fetched), there(daemon, kept)) == (set(), {"out", "checkpoint"})
+    assert "outputs not fetched" in daemon.run("clean", "--unfetched", "--older-than", "0")
+    assert there(daemon, kept) == set()
+    assert daemon.call("clean", "--older-than", "0").stderr == "nothing to remove\n"
+
+
+def test_a_trial_counts_the_code_that_would_go(daemon: wire.Box) -> None:
+    path = f"{daemon.state.blobs}/ab/{'c' * 62}"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Path(path).write_bytes(b"x" * 10_000)
+    os.utime(path, (0, 0))
+    for dry_run in (True, False):
+        assert os.path.exists(path)
+        removed = daemon.post("/box/clean", {"dry_run": dry_run, "code": True})["removed"]
+        assert [each["bytes"] for each in removed if each["kind"] == "code"] == [12288]
+    assert not os.path.exists(path)

@@ -200,7 +200,7 @@ def test_a_job_that_ends_before_the_head_can_start_passes_it() -> None:
     queue = [a_job(2, cpus=4), a_job(3, time_limit=60), a_job(4, time_limit=61), a_job(5)]
     decision = decide(queue, [running(1, cpus=2, time_limit=60)])
     assert started(decision) == [3]
-    assert decision.waits[2] == "needs 4 cpus, 2 of 4 free; starts within 1 min at the latest"
+    assert decision.waits[2] == "needs 4 cpus, 2 of 4 free; starts within 1 min 30 s at the latest"
     assert decision.waits[4] == "waits behind job 2, which is first: starting now could delay it"
     assert decision.waits[5] == "waits behind job 2, which is first: starting now could delay it"
 
@@ -218,11 +218,16 @@ def test_only_the_first_that_does_not_fit_has_a_reservation() -> None:
     assert decision.waits[3] == "needs 3 cpus, 2 of 4 free; behind job 2"
 
 
+def test_a_job_that_may_overrun_its_limit_by_its_grace_does_not_pass() -> None:
+    queue = [a_job(2, cpus=4), a_job(3, time_limit=60, grace=31.0), a_job(4, time_limit=60, grace=30.0)]
+    assert started(decide(queue, [running(1, cpus=2, time_limit=60)])) == [4]
+
+
 def test_the_reservation_counts_what_starts_in_the_same_decision() -> None:
     queue = [a_job(1, cpus=3, time_limit=60), a_job(2, cpus=4), a_job(3, time_limit=30)]
     decision = decide(queue)
     assert started(decision) == [1, 3]
-    assert decision.waits[2].endswith("starts within 1 min at the latest")
+    assert decision.waits[2].endswith("starts within 1 min 30 s at the latest")
 
 
 def test_a_head_that_the_box_became_too_small_for_blocks_nobody() -> None:

@@ -190,6 +190,64 @@ def test_a_restarted_daemon_is_the_same_process_and_serves_on(make: Make) -> Non
     assert box.ended(box.submit(wire.HELLO))["id"] > before
 
 
+def test_a_job_outlives_the_exchange_of_its_daemon(make: Make) -> None:
+    box = make()
+    box.start()
+    go = Path(box.state).parent / "go"
+    job_id = box.submit(["sh", "-c", f"until [ -e {go} ]; do sleep 0.02; done; exit 3"])
+    tools.wait_until(lambda: box.state_of(job_id) == words.RUNNING, 20, box.story)
+    box.post("/box/restart")
+    tools.wait_until(lambda: "ready again" in _story_of_restarts(box), 20, box.story)
+    tools.wait_until(box.listens, 20, box.story)
+    go.touch()
+    job = box.ended(job_id)
+    assert (job["state"], job["exit_code"], job["attempt"]) == (words.FAILED, 3, 1)
+
+
+def test_signals_that_were_ignored_where_it_was_started_are_not_for_its_jobs(make: Make) -> None:
+    box = make()
+    with open(f"{box.state}.out", "ab") as out:
+        daemon = f"trap '' CHLD HUP QUIT TERM; exec {sys.executable} -P -m runner.box"
+        box.daemon = subprocess.Popen(["sh", "-c", daemon], env=box.env, stdin=subprocess.DEVNULL, stderr=out)
+    tools.wait_until(lambda: os.path.exists(box.socket), 20, box.story)
+    tools.wait_until(box.listens, 20, box.story)
+    job = box.ended(box.submit(["grep", "SigIgn", "/proc/self/status"]))
+    assert job["state"] == words.SUCCEEDED
+    said = Path(box.state.job(job["id"]).attempt(1).log).read_text()
+    assert int(said.split()[1], 16) & ~0x180000000 == 0
+
+
+def test_a_job_may_not_start_the_daemon_of_its_own_box(make: Make) -> None:
+    box = make()
+    box.start()
+    job = box.ended(box.submit(["sh", "-c", "echo $RUNNER_LAUNCH_ID"]))
+    ours = Path(box.state.job(job["id"]).attempt(1).log).read_text().strip()
+    box.stop()
+    box.env["RUNNER_LAUNCH_ID"] = ours
+    assert box.begin().wait(20) == 77
+    assert "its own jobs may not start it" in said(box)
+    box.env["RUNNER_LAUNCH_ID"] = "another-1-1"
+    box.start()
+
+
+def test_the_tree_of_an_attempt_is_not_given_to_the_next_one_of_another_daemon(make: Make) -> None:
+    """The daemon may have died between the retry's commit and the removal of the tree."""
+    box = make()
+    box.start()
+    job_id = box.submit(wire.HELLO, held=True)
+    box.stop()
+    os.makedirs(f"{box.state.tree(job_id)}/dirty")
+    box.start()
+    assert not os.path.exists(box.state.tree(job_id))
+
+
+def test_a_daemon_whose_socket_was_removed_ends_well(make: Make) -> None:
+    box = make()
+    box.start()
+    os.unlink(box.socket)
+    assert box.stop() == 0
+
+
 def _story_of_restarts(box: wire.Box) -> str:
     """`ready again` once the daemon's second life has taken the lock."""
     return "ready again" if Path(box.state.daemon_log).read_text().count("listens on") >= 2 else ""
@@ -262,9 +320,9 @@ def turned(daemon: Any) -> list[errors.Problem]:
 
     async def turn() -> None:
         turns = Turns(daemon, doomed.append)
-        turns.wake()
-        turns.wake()
         while daemon.failures:
+            turns.wake()
+            turns.wake()
             await asyncio.sleep(0)
         turns.stop()
 
@@ -288,6 +346,22 @@ def test_a_state_that_can_not_be_written_is_the_end(failure: Exception) -> None:
     assert daemon.passes == 1
     assert problem.exit_code == 74
     assert "gone" in problem.message
+
+
+def test_a_pass_that_fails_is_not_tried_again_at_once() -> None:
+    daemon: Any = Ill(ValueError("odd"))
+
+    async def turn() -> float:
+        turns = Turns(daemon, lambda problem: None)
+        turns.wake()
+        while daemon.failures:
+            await asyncio.sleep(0)
+        assert turns._timer is not None
+        left = turns._timer.when() - asyncio.get_running_loop().time()
+        turns.stop()
+        return left
+
+    assert asyncio.run(turn()) > 1.0
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

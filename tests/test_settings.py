@@ -30,9 +30,9 @@ def test_without_a_file_everything_has_a_sensible_value(box_toml: Path) -> None:
 
 
 def test_a_variable_goes_over_the_file(box_toml: Path) -> None:
-    box_toml.write_text('cpus = 3\nbox = "attic"\nkeep_logs_days = 7\n')
-    settings = load({"GPUBOX_CPUS": "2", "GPUBOX_IDLE_MINUTES": "0.5", "GPUBOX_BOX": ""})
-    assert (settings.cpus, settings.box, settings.keep_logs_days, settings.idle_minutes) == (2, "attic", 7.0, 0.5)
+    box_toml.write_text('cpus = 3\nname = "attic"\nkeep_logs_days = 7\n')
+    settings = load({"GPUBOX_CPUS": "2", "GPUBOX_IDLE_MINUTES": "0.5", "GPUBOX_NAME": "", "GPUBOX_BOX": "garage"})
+    assert (settings.cpus, settings.name, settings.keep_logs_days, settings.idle_minutes) == (2, "attic", 7.0, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tools import need
 
 from runner import errors
 from runner.box import code
-from runner.laptop import index, snapshot
+from runner.laptop import hashes, index, snapshot, walk
 
 GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
 
@@ -52,6 +53,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def git(where: Path, *arguments: str) -> None:
+    need("git")
     subprocess.run([*GIT, "-C", str(where), *arguments], check=True, capture_output=True)
 
 
@@ -396,7 +398,7 @@ def test_over_the_limit_the_largest_are_named_before_anything_is_read(
     for n in range(3):
         put(project, f"images/{n}.png", "x" * 1000)
     put(project, "train.py", "x")
-    monkeypatch.setattr(snapshot, "_hash_file", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(hashes, "of_file", lambda *_: pytest.fail("read"))
     with pytest.raises(errors.TooLarge) as refused:
         take(project, limit_bytes=2048)
     assert "data/train/set.bin (4.9 KiB), images/ (2.9 KiB), train.py (1 bytes)" in refused.value.message
@@ -450,13 +452,13 @@ def test_a_folder_that_can_t_be_read_is_named(project: Path, monkeypatch: pytest
 def test_a_file_that_goes_while_we_look_is_simply_gone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(project, "a")
     put(project, "b")
-    real = snapshot._hash_file
+    real = hashes.of_file
 
-    def vanish(root: str, path: str) -> Any:
+    def vanish(root: str, path: str, kind: Any) -> Any:
         (project / "b").unlink(missing_ok=True)
-        return real(root, path)
+        return real(root, path, kind)
 
-    monkeypatch.setattr(snapshot, "_hash_file", vanish)
+    monkeypatch.setattr(hashes, "of_file", vanish)
     assert names(take(project)) == {"a"}
 
 
@@ -502,6 +504,7 @@ def test_a_hash_is_that_of_one_state_while_a_thread_appends(project: Path) -> No
 
 
 def test_a_broken_repository_is_reported_in_git_s_words(tmp_path: Path) -> None:
+    need("git")
     (tmp_path / ".git").mkdir()
     with pytest.raises(errors.BadRequest, match="not a git repository"):
         take(tmp_path)
@@ -545,8 +548,8 @@ def test_a_home_directory_is_no_project(tmp_path: Path, monkeypatch: pytest.Monk
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
-    real = snapshot._hash_file
-    monkeypatch.setattr(snapshot, "_hash_file", lambda root, path: (read.append(path), real(root, path))[1])
+    real = hashes.of_file
+    monkeypatch.setattr(hashes, "of_file", lambda root, path, kind: (read.append(path), real(root, path, kind))[1])
     return read
 
 
@@ -630,6 +633,95 @@ def test_the_index_sees(project: Path, monkeypatch: pytest.MonkeyPatch, change: 
     fresh = take(project, known=False)
     assert after.id != before.id
     assert after.id == fresh.id
+
+
+EDITS: dict[str, Callable[[Path], object]] = {
+    "in place": lambda root: put(root, "pkg/b", "longer"),
+    "by a new file that takes its place": lambda root: put(root, "new", "other").rename(root / "pkg/b"),
+    "the executable bit": lambda root: (root / "a").chmod(0o755),
+    "a link made anew": lambda root: ((root / "link").unlink(), (root / "link").symlink_to("a")),
+    "what is ignored": lambda root: put(root, "build/more"),
+    "outputs": lambda root: put(root, "runs/local-1/x"),
+    "byte code": lambda root: put(root, "pkg/__pycache__/x.pyc"),
+}
+
+
+def mendable(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A project with an index, and the list of looks that it takes from now on."""
+    for name in ("a", "pkg/b", "build/x", ".venv/pyvenv.cfg", ".venv/lib/y", "runs/old/z"):
+        put(root, name, name)
+    put(root, ".gitignore", "build/\n")
+    (root / "link").symlink_to("a")
+    (root / "empty").mkdir()
+    age(root, monkeypatch)
+    take(root)
+    looks: list[str] = []
+    real = walk.of
+    monkeypatch.setattr(walk, "of", lambda *given: (looks.append("all"), real(*given))[1])
+    return looks
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
+def test_an_edit_needs_no_new_look_and_comes_to_the_same(
+    project: Path, monkeypatch: pytest.MonkeyPatch, edit: Callable[[Path], object]
+) -> None:
+    looks = mendable(project, monkeypatch)
+    edit(project)
+    mended = take(project)
+    assert looks == []
+    fresh = take(project, known=False)
+    assert (mended.id, mended.parts, mended.bytes, mended.count) == (fresh.id, fresh.parts, fresh.bytes, fresh.count)
+    assert take(project).id == fresh.id
+
+
+NEWS: dict[str, Callable[[Path], object]] = {
+    "a new file": lambda root: put(root, "pkg/new"),
+    "a file that went": lambda root: (root / "a").unlink(),
+    "a new empty folder": lambda root: (root / "pkg/void").mkdir(),
+    "a file in the empty folder": lambda root: put(root, "empty/new"),
+    "a file that became a link": lambda root: ((root / "a").unlink(), (root / "a").symlink_to("pkg/b")),
+    "a folder that became a file": lambda root: ((root / "empty").rmdir(), put(root, "empty")),
+    "a link that points elsewhere": lambda root: ((root / "link").unlink(), (root / "link").symlink_to("pkg")),
+    "a rule": lambda root: put(root, ".gitignore", "build/\npkg/\n"),
+    "a rule of ours": lambda root: put(root, ".runnerignore", "a\n"),
+    "a pipe": lambda root: os.mkfifo(root / "pipe"),
+}
+
+
+@pytest.mark.parametrize("news", NEWS.values(), ids=NEWS.keys())
+def test_what_is_more_than_an_edit_is_looked_at(
+    project: Path, monkeypatch: pytest.MonkeyPatch, news: Callable[[Path], object]
+) -> None:
+    looks = mendable(project, monkeypatch)
+    put(project, "pkg/b", "edited, too")
+    news(project)
+    taken = take(project)
+    assert looks == ["all"]
+    assert taken.id == take(project, known=False).id
+
+
+def test_an_edit_over_the_limit_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mendable(project, monkeypatch)
+    put(project, "a", "x" * 5000)
+    with pytest.raises(errors.TooLarge, match="largest: a "):
+        take(project, limit_bytes=1000)
+
+
+def test_an_edit_costs_no_heavy_import(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mendable(project, monkeypatch)
+    put(project, "a", "edited")
+    code = (
+        "import sys; from runner.laptop import snapshot; snapshot.begin(sys.argv[1]).finish();"
+        "print(*(n for n in ('json', 'hashlib', 're', 'pathspec', 'runner.laptop.walk') if n in sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(project)], capture_output=True, text=True, check=True)
+    assert ran.stdout == "\n"
+
+
+def test_contents_of_any_size_get_the_same_name(tmp_path: Path) -> None:
+    for size in (0, 10, hashes.SMALL, hashes.SMALL + 1):
+        data = b"x" * size
+        assert hashes.sha256(size)(data).digest() == hashes.sha256()(data).digest()
 
 
 def test_excluding_in_git_s_own_file_is_seen(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

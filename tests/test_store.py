@@ -18,8 +18,8 @@ from tools import need, need_root
 
 from runner import words
 from runner.box import migrations
-from runner.box.store import Move, Store, dump_spec, load_spec
-from runner.errors import Busy, DiskFull, KeyReused, NotFound
+from runner.box.store import Group, Move, Store, dump_spec, load_spec
+from runner.errors import Busy, DiskFull, KeyReused, NotFound, StateDamaged
 from runner.model import After, Exit, Job, JobSpec
 
 
@@ -257,12 +257,38 @@ def test_a_job_that_is_not_there_is_named(store: Store) -> None:
         store.group(1 << 70)
 
 
-def test_the_recent_jobs_are_the_unfinished_and_the_last_that_ended(store: Store) -> None:
+def test_the_last_jobs_are_those_that_ended_last(store: Store) -> None:
     jobs = store.submit(a_request(jobs=6), 100.0)
     for place, job in enumerate(jobs[:4]):
         end(store, run(store, job), replace(an_exit(), ended_at=900.0 - place))
-    assert [job.id for job in store.recent(2)] == [1, 2, 5, 6]
-    assert [job.id for job in store.recent(0)] == [5, 6]
+    assert [job.id for job in store.last(2)] == [1, 2]
+    assert store.last(2, [words.FAILED]) == store.last(0) == []
+
+
+def test_a_group_is_counted_as_a_whole(store: Store) -> None:
+    one(store)
+    jobs = store.submit(a_request(a_spec(name="many"), jobs=3), 100.0)
+    end(store, run(store, jobs[0]))
+    assert store.groups([2, 9]) == [Group("g2", "many", "ann", 100.0, 2, 4, {words.SUCCEEDED: 1, words.QUEUED: 2})]
+    assert store.groups([]) == []
+
+
+def test_many_moves_are_applied_at_once_and_one_by_one_when_some_are_elsewhere(store: Store) -> None:
+    jobs = store.submit(a_request(jobs=50), 100.0)
+    store.apply(jobs[:25], [], 110.0)
+    started = [Move(job.id, 1, words.RUNNING, started_at=120.0) for job in jobs[:25]]
+    assert store.apply([], started, 121.0) == {job.id for job in jobs[:25]}
+    assert {attempt.state for job in jobs[:25] for attempt in store.attempts(job.id)} == {words.RUNNING}
+    ends = [Move(job.id, 0, words.CANCELLED, None, an_exit("cancelled")) for job in jobs]
+    assert store.apply([], ends, 300.0) == {job.id for job in jobs[25:]}, "the others are at attempt 1"
+    assert store.counts() == {words.RUNNING: 25, words.CANCELLED: 25}
+
+
+def test_a_database_that_failed_says_so_to_whoever_asks_later(store: Store) -> None:
+    assert store.damage is None
+    with pytest.raises(StateDamaged) as failure, store._read():
+        raise sqlite3.DatabaseError("database disk image is malformed")
+    assert store.damage is failure.value
 
 
 def test_facts_about_the_box_outlive_the_daemon(tmp_path: Path) -> None:

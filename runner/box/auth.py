@@ -23,7 +23,7 @@ _MARK = "uid:"  # no address of a network connection begins like this
 
 def peer(sock: socket.socket) -> tuple[str, int]:
     """The ASGI `client` of a unix connection: ("uid:1000", process id)."""
-    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, _ = struct.unpack("i2I", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return f"{_MARK}{uid}", pid
 
 

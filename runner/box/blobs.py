@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import re
 import shutil
@@ -31,6 +30,8 @@ class Blobs:
         self.directory = directory
         self._pins = threading.Lock()  # between pinning and collecting
         self._parsed: Manifest | None = None
+        self.losses = 0  # contents found missing or damaged
+        self._checked = ("", 0)  # the snapshot last found to be whole, and the losses by then
         os.makedirs(directory, 0o700, exist_ok=True)
         self._incoming = f"{directory}/incoming"
         shutil.rmtree(self._incoming, ignore_errors=True)  # of a daemon that died
@@ -94,8 +95,18 @@ class Blobs:
             raise errors.SnapshotUnknown(
                 f"the box does not have the snapshot {snapshot[:12]}", "submit again"
             ) from None
-        self._parsed = Manifest.parse(data)
-        return self._parsed
+        self._parsed = parsed = Manifest.parse(data)
+        return parsed  # not what is remembered: that may by now be of another thread
+
+    def whole(self, snapshot: str) -> Manifest:
+        """A manifest with all of its contents here. SnapshotUnknown when some are not, so that they are sent again."""
+        manifest = self.manifest(snapshot)
+        if self._checked != (snapshot, self.losses) and (lost := self.missing(manifest.sizes)):
+            raise errors.SnapshotUnknown(
+                f"{len(lost)} of {len(manifest.sizes)} contents of the snapshot {snapshot[:12]} are gone from the box",
+                "submit again from your computer, which sends them anew",
+            )
+        return manifest
 
     def offer(
         self, snapshot: str, base: str | None, files: object, removed: object, links: object, dirs: object
@@ -106,15 +117,20 @@ class Blobs:
         missing = self.missing(manifest.sizes)
         if not missing:
             self.keep(manifest)
+            self._checked = manifest.id, self.losses
         return missing
 
     def keep(self, manifest: Manifest) -> str:
         sha = self.add(manifest.to_bytes())
         files.failpoint("code.manifest.durable")
+        self._parsed = manifest
         return sha
 
-    def collect(self, keep_manifests: Iterable[str], grace_seconds: float, now: float | None = None) -> int:
-        """Remove what no kept manifest names and nobody asked about within the grace. Returns the bytes freed."""
+    def collect(
+        self, keep_manifests: Iterable[str], grace_seconds: float, now: float | None = None, dry_run: bool = False
+    ) -> int:
+        """Remove what no kept manifest names and nobody asked about within the grace. Returns the bytes freed, or that
+        would be."""
         kept: set[str] = set()
         for snapshot in keep_manifests:
             kept.add(snapshot)
@@ -131,7 +147,8 @@ class Blobs:
                 try:
                     status = os.stat(path)
                     if status.st_mtime < old:
-                        os.unlink(path)
+                        if not dry_run:
+                            os.unlink(path)
                         freed += status.st_blocks * 512
                 except FileNotFoundError:
                     continue
@@ -149,6 +166,7 @@ class Blobs:
             os.unlink(self.path(sha))
         except FileNotFoundError:
             pass
+        self.losses += 1
         raise errors.StateDamaged(
             f"{what} ({sha[:12]}) was damaged on the box's disk and has been removed",
             "submit again from your computer, which sends it anew; check the box's disk",
@@ -199,9 +217,9 @@ def disk_words(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in files.DISK_FULL:
             raise errors.DiskFull(f"the box's disk is full: {doing}", "free some with `runner clean`") from error
-        if error.errno in (errno.EIO, errno.EROFS, errno.EUCLEAN):
+        if error.errno in files.DISK_FAILED:
             raise errors.StateDamaged(f"the box's disk failed: {doing}: {error.strerror}", "check the disk") from error
         raise
 

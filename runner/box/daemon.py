@@ -10,6 +10,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from runner import files, words
 from runner.box import ends
@@ -18,7 +19,7 @@ from runner.box.engines import Engine, Launch, Stop
 from runner.box.events import Events
 from runner.box.launches import launch, launch_id
 from runner.box.prepare import Failure, Preparation
-from runner.box.schedule import Decision, Facts, blocked, broken_dependency, schedule, size
+from runner.box.schedule import Decision, Facts, blocked, broken_dependency, pause, schedule, size
 from runner.box.settings import Settings
 from runner.box.settle import Action, Verdict, after_waiting, settle
 from runner.box.store import Move, Store
@@ -27,6 +28,8 @@ from runner.model import Exit, Job, JobSpec
 from runner.paths import AttemptDir
 
 BALLAST_BYTES = 64 << 20
+LONG_AGO = -1e9  # when an attempt was asked for that is known not to come, so that it is waited for no longer
+T = TypeVar("T")
 
 
 class Daemon:
@@ -50,6 +53,7 @@ class Daemon:
         self.unknown: list[int] = []  # job directories without a row
         self.wakes_at = float("inf")
         self._asked: dict[int, float] = {}  # active job -> when this daemon asked for its attempt (monotonic)
+        self._behind = False  # the book is not what the database says
 
     # --- start ---
 
@@ -57,24 +61,26 @@ class Daemon:
         """Read the queue, compare it with the disk, and carry on where the last daemon stopped."""
         self.draining = self.store.remembered("draining") == "yes"
         self.reload()
-        on_disk = sorted(int(name) for name in os.listdir(self.settings.state.jobs) if name.isdigit())
+        on_disk = _numbered(self.settings.state.jobs)
         self.highest_id = on_disk[-1] if on_disk else 0
         self._report_unknown(on_disk)
         for job in self.book.active.values():
             self.preparation.laid_out.add(job.id)
             if job.cancel_requested_at is not None:
-                self.engine.stop([self.stop_of(job)])
+                self._stop([self.stop_of(job)])
         self.keep_ballast()
 
     def reload(self) -> None:
         """The book, read from the database: at the start, and after a transaction that failed."""
-        self.book = Book()
+        self._behind = True
+        book = Book()
         specs: dict[int, JobSpec] = {}
         for job in self.store.unfinished():
             if job.spec_id not in specs:
                 specs[job.spec_id] = self.store.spec(job.spec_id)
             states = self.store.states(after.job for after in job.after) if job.after else {}
-            self.book.add([job], specs[job.spec_id], states)
+            book.add([job], specs[job.spec_id], states)
+        self.book, self._behind = book, False
 
     def _report_unknown(self, on_disk: Sequence[int]) -> None:
         """Directories without a row (an old database was put back): told and stopped, never run, never reused."""
@@ -82,14 +88,16 @@ class Daemon:
         self.unknown = [job_id for job_id in on_disk if job_id not in known]
         for job_id in self.unknown:
             self.report(f"jobs/{job_id} belongs to no job in the database: kept, not run")
-            folder = self.settings.state.job(job_id)
-            for number in (int(name) for name in os.listdir(folder) if name.isdigit()):
-                self.engine.stop([Stop((job_id, number), launch_id(self.store.box_id, job_id, number), grace=0.0)])
+            for number in _numbered(self.settings.state.job(job_id)):
+                self._stop([Stop((job_id, number), launch_id(self.store.box_id, job_id, number), grace=0.0)])
 
     # --- the loop ---
 
     def pass_once(self, now: float) -> None:
         """One turn. `now`: UTC epoch seconds."""
+        if self._behind:
+            self.reload()
+        self.hear()
         moves, fences = self.settle(now)
         moves += self.fail(now)
         decision = self.schedule(now)
@@ -99,6 +107,13 @@ class Daemon:
         self.prepare(decision, now)
         self.wakes_at = decision.wakes_at
 
+    def hear(self) -> None:
+        """Attempts whose supervisor will not come are waited for no longer."""
+        for job_id, number in self.engine.refusals():
+            job = self.book.active.get(job_id)
+            if job is not None and job.attempt == number:
+                self._asked[job_id] = LONG_AGO
+
     def settle(self, now: float) -> tuple[list[Move], list[Stop]]:
         """What the disk says about the active jobs."""
         moves: list[Move] = []
@@ -106,6 +121,8 @@ class Daemon:
         active = list(self.book.active.values())
         evidence = self.engine.evidence([(job.id, job.attempt) for job in active])
         for job in active:
+            if (job.id, job.attempt) not in evidence:
+                continue  # unknown is not dead
             waited = time.monotonic() - self._asked.get(job.id, -float("inf"))
             verdict = settle(job, self.book.spec(job), evidence[job.id, job.attempt], now, waited)
             if verdict.action is Action.FENCE:
@@ -119,12 +136,13 @@ class Daemon:
         failures, self.preparation.failures = self.preparation.failures, []
         moves: list[Move] = []
         for failure in failures:
-            for job in [job for job in self.book.queued if _concerns(failure, job)]:
+            for job in [job for job in self.book.queued if _concerns(failure, job) and not pause(job, now)]:
                 verdict = after_waiting(job, self.book.spec(job), failure.reason, failure.detail, now)
                 moves += self._carry(job, verdict, now)
         return moves
 
-    def schedule(self, now: float, explain: bool = False) -> Decision:
+    def schedule(self, now: float, explain: bool = False, queued: Sequence[Job] | None = None) -> Decision:
+        """queued: instead of the whole queue."""
         book = self.book
         facts = Facts(
             capacity=self.engine.capacity(),
@@ -134,7 +152,7 @@ class Daemon:
             laid_out=self.preparation.laid_out,
             paused=self.paused(),
         )
-        return schedule(book.queued, list(book.active.values()), facts, explain)
+        return schedule(book.queued if queued is None else queued, list(book.active.values()), facts, explain)
 
     def apply(self, starts: Sequence[Job], moves: Sequence[Move], fences: Sequence[Stop], now: float) -> None:
         """Commit what was decided, then do it."""
@@ -147,9 +165,18 @@ class Daemon:
             self._asked[job.id] = time.monotonic()
             self.events.publish("job", job.id, words.STARTING, now)
         if fences:
-            self.engine.stop(fences)
+            self._stop(fences)
         if starts:
-            self.engine.start([self._launch(job) for job in starts])
+            self.engine.start([made for job in starts if (made := self._launch(job)) is not None])
+
+    def cancel_active(self, jobs: Sequence[Job], grace: float | None, now: float) -> None:
+        """Ask jobs that start or run to end."""
+        new = [job for job in jobs if job.cancel_requested_at is None]
+        if new:
+            self._recorded(lambda: self.store.wish([job.id for job in new], cancel_requested_at=now))
+        for job in new:
+            job.cancel_requested_at = now
+        self._stop([self.stop_of(job, grace) for job in jobs])
 
     def end_queued(self, jobs: Sequence[Job], verdict: Verdict, now: float) -> None:
         """End jobs that wait, and those that waited for them."""
@@ -158,11 +185,16 @@ class Daemon:
 
     def prepare(self, decision: Decision, now: float) -> None:
         """Environments of the jobs that wait, and work trees for the next few that could start."""
-        awake = (job for job in self.book.queued if job.not_before is None or job.not_before <= now)
+        if self.paused() is not None:
+            return
+        missing = self.preparation.words(self.book.environments)
+        if missing:
+            wanted = (job.environment for job in self.book.queued if not pause(job, now))
+            self.preparation.build(dict.fromkeys(name for name in wanted if name in missing))
+        awake = (job for job in self.book.queued if not pause(job, now))
         first = list(itertools.islice(awake, 8 * self.settings.trees_ahead))
-        self.preparation.build(dict.fromkeys(job.environment for job in first if job.environment is not None))
         if decision.prepares or any(job.snapshot is not None for job in first):
-            facts = Facts(self.engine.capacity(), now, self.book.ended, {}, paused=self.paused())
+            facts = Facts(self.engine.capacity(), now, self.book.ended)
             soon = [job for job in first if job.snapshot is not None and blocked(job, facts) is None]
             self.preparation.lay_out(decision.prepares + [job for job in soon if job not in decision.prepares])
 
@@ -219,7 +251,7 @@ class Daemon:
 
     def _commit(self, starts: Sequence[Job], moves: Sequence[Move], now: float) -> None:
         try:
-            applied = self._record(starts, moves, now)
+            applied = self._recorded(lambda: self.store.apply(starts, moves, now))
             elsewhere = ({move.job_id for move in moves} | {job.id for job in starts}) - applied
             if elsewhere:
                 raise StateDamaged(f"the queue and the database disagreed about jobs {sorted(elsewhere)}")
@@ -227,19 +259,33 @@ class Daemon:
             self.reload()  # the book went ahead of the database
             raise
 
-    def _record(self, starts: Sequence[Job], moves: Sequence[Move], now: float) -> set[int]:
+    def _stop(self, stops: Sequence[Stop]) -> None:
+        self._recorded(lambda: self.engine.stop(stops))
+
+    def _recorded(self, record: Callable[[], T]) -> T:
+        """Ends, and wishes to end, must be recorded even on a full disk: that is what the ballast is for."""
         try:
-            return self.store.apply(starts, moves, now)
-        except DiskFull:
-            # Ends must be recorded even then: that is what the ballast is for.
-            if not os.path.exists(self.settings.state.ballast):
+            return record()
+        except (DiskFull, OSError) as error:
+            full = isinstance(error, DiskFull) or error.errno in files.DISK_FULL
+            if not full or not os.path.exists(self.settings.state.ballast):
                 raise
             os.unlink(self.settings.state.ballast)
             self.report("the disk is full: gave up the ballast to record what ended")
-            return self.store.apply(starts, moves, now)
+            return record()
 
-    def _launch(self, job: Job) -> Launch:
-        return launch(job, self.book.spec(job), self.settings, self.store.box_id, self.bin_dir(job.environment))
+    def _launch(self, job: Job) -> Launch | None:
+        """None, and told, when it can't be made: as when its environment was removed behind our back. That is built
+        again, and then there is another attempt."""
+        try:
+            programs = self.bin_dir(job.environment)
+            return launch(job, self.book.spec(job), self.settings, self.store.box_id, programs)
+        except Exception as error:
+            self.report(f"job {job.id} could not be started: {type(error).__name__}: {error}")
+            self._asked[job.id] = LONG_AGO
+            if job.environment is not None:
+                self.preparation.gone(job.environment)
+            return None
 
     def stop_of(self, job: Job, grace: float | None = None, fence: bool = False) -> Stop:
         ours = launch_id(self.store.box_id, job.id, job.attempt)
@@ -273,6 +319,12 @@ class Daemon:
             os.unlink(path)
         finally:
             os.close(fd)
+
+
+def _numbered(folder: str) -> list[int]:
+    """The folders in a folder whose names are numbers."""
+    with os.scandir(folder) as entries:
+        return sorted(int(entry.name) for entry in entries if entry.name.isdecimal() and entry.is_dir())
 
 
 def _concerns(failure: Failure, job: Job) -> bool:

@@ -33,12 +33,15 @@ def explained(end: Exit, log: str) -> Exit:
     if end.reason not in ("exit_code", "signal"):
         return end
     try:
-        fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Not waiting: a job may have put a pipe into its place.
+        fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return end
     try:
         size = os.fstat(fd).st_size
         tail = os.pread(fd, TAIL, max(size - TAIL, 0))
+    except OSError:  # a folder or a pipe
+        return end
     finally:
         os.close(fd)
     return explain(end, tail.decode(errors="replace"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import signal
 import socket
 import sys
 import time
@@ -72,8 +73,9 @@ class Parents:
         try:
             connected = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((link.fileno(), 0), (null, 1), (self._log, 2))]
             pid = os.posix_spawn(
-                self._command[0], self._command, os.environ, file_actions=connected, setsid=True, setsigmask=[]
-            )
+                self._command[0], self._command, os.environ, file_actions=connected, setsid=True, setsigmask=[],
+                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},  # nohup and `&` have some ignored
+            )  # fmt: skip
         finally:
             os.close(null)
         self._pids.append(pid)

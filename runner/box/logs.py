@@ -7,6 +7,7 @@ byte forever. A follower is sent frames: a JSON line that says how many bytes fo
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import errno
 import json
@@ -154,7 +155,7 @@ async def follow(
     try:
         while True:
             woken.clear()
-            job = job_of()
+            job = copy.copy(job_of())  # as it is before we read: it goes on while a slow reader takes the pieces
             news = (job.state, job.why, job.attempt)
             if news != told and not job.finished and job.attempt <= tail.attempt:
                 told, sent_at = news, clock()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from runner import errors, files
 from runner.box.settings import Settings
+from runner.job.processes import LAUNCH_VARIABLE
 from runner.paths import SOCKET_PATH_MAX, StateDir
 
 BACKLOG = 128
@@ -40,6 +41,15 @@ def take(settings: Settings) -> int:
     return held
 
 
+def refuse_own_job(box_id: str) -> None:
+    """A job that starts the daemon of its own box, while that is away, would take it along when it ends."""
+    if os.environ.get(LAUNCH_VARIABLE, "").startswith(f"{box_id}-"):
+        raise errors.Refused(
+            "the daemon of this box is away, and its own jobs may not start it: it would end with the job",
+            "start it outside: any `runner` command does",
+        )
+
+
 def _holder(state: StateDir) -> str:
     try:
         with open(state.daemon_lock) as file:
@@ -54,7 +64,7 @@ def _words(state: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in files.DISK_FULL:
             raise errors.DiskFull(f"the disk of {state} is full", "free some space there") from error
         if error.errno == errno.EIO:
             raise errors.StateDamaged(f"the disk of {state} failed: {error}", "check the disk") from error

@@ -19,6 +19,7 @@ class Recipes:
     def __init__(self, blobs: Blobs, base_python: str) -> None:
         self._blobs, self._base_python = blobs, base_python
         self._known: OrderedDict[Source, str | None] = OrderedDict()
+        self._losses = 0  # of contents, when the answers were found
         self._sources: dict[str, Source] = {}  # environment -> a snapshot that declares it
         self._labels: dict[str, str] = {}
 
@@ -29,6 +30,9 @@ class Recipes:
                 self._sources[job.environment] = (job.snapshot, job.script, "auto")
 
     def knows(self, spec: JobSpec) -> bool:
+        if self._losses != self._blobs.losses:
+            self._losses = self._blobs.losses
+            self._known.clear()
         return (spec.snapshot, spec.script, spec.environment) in self._known
 
     def environment(self, spec: JobSpec) -> str | None:
@@ -39,7 +43,8 @@ class Recipes:
                 raise errors.BadRequest(f"there is no {spec.script} without a snapshot", "submit a command instead")
             return None
         source = (spec.snapshot, spec.script, spec.environment)
-        if source not in self._known:
+        if not self.knows(spec):
+            self._blobs.whole(spec.snapshot)
             recipe = self._read(source)
             self._known[source] = recipe.id if recipe is not None else None
             if recipe is not None:

@@ -27,13 +27,14 @@ from runner.paths import JobDir
 PIN_SECONDS = DAY  # contents that somebody asked about within it are about to be submitted
 KEY_SECONDS = 7 * DAY  # idempotency keys are remembered this long
 HIDDEN = ".gone-"
+NAMED_MAX = 100  # jobs whose outputs nobody has fetched, as far as they are named one by one
 
 
 @dataclass(slots=True, frozen=True)
 class Candidate:
     """Something that may go."""
 
-    kind: str  # logs | outputs | unfetched | envs | trees
+    kind: str  # logs | outputs | unfetched | envs | trees | code
     what: str
     bytes: int
     at: float  # when it was last of use
@@ -72,7 +73,11 @@ class Cleaned:
     def as_json(self) -> dict[str, Any]:
         return {
             "removed": [{"kind": each.kind, "what": each.what, "bytes": each.bytes} for each in self.removed],
-            "kept_unfetched": {"count": len(self.kept), "bytes": sum(each.bytes for each in self.kept)},
+            "kept_unfetched": {
+                "count": len(self.kept),
+                "bytes": sum(each.bytes for each in self.kept),
+                "jobs": sorted(each.job for each in self.kept if each.job is not None)[:NAMED_MAX],
+            },
         }
 
 
@@ -128,12 +133,13 @@ class Retention:
             ended = self._ended(now)
             cleaned: Cleaned = await self._call(lambda: self._decide(wish, ended, now))
             cleaned.removed += self._strays()
+            if not wish.dry_run:
+                for each in cleaned.removed:
+                    await self._remove(each, now)
+            if wish.wants("code"):
+                await self._collect(cleaned, wish.dry_run)
             if wish.dry_run:
                 return cleaned.as_json()
-            for each in cleaned.removed:
-                await self._remove(each, now)
-            if wish.wants("code"):
-                await self._collect(cleaned)
             freed = sum(each.bytes for each in cleaned.removed)
             if freed:
                 self._daemon.report(f"cleaned: {len(cleaned.removed)} things of {freed} bytes")
@@ -241,9 +247,9 @@ class Retention:
         except Busy:
             pass  # somebody builds it anew
 
-    async def _collect(self, cleaned: Cleaned) -> None:
+    async def _collect(self, cleaned: Cleaned, dry_run: bool) -> None:
         kept = self._daemon.store.live_snapshots()
-        freed: int = await self._call(lambda: self._blobs.collect(kept, PIN_SECONDS))
+        freed: int = await self._call(lambda: self._blobs.collect(kept, PIN_SECONDS, dry_run=dry_run))
         if freed:
             cleaned.removed.append(Candidate("code", "contents that no job needs", freed, 0.0))
 

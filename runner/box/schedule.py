@@ -9,6 +9,7 @@ from runner import words
 from runner.model import After, Job, Resources
 
 FOREVER = float("inf")
+PAUSE_MAX = 300.0  # seconds; a retry that seems to be further away was written by a clock that has gone back since
 
 
 @dataclass(slots=True)
@@ -88,8 +89,8 @@ def schedule(queued: Sequence[Job], active: Sequence[Job], facts: Facts, explain
             break  # every job takes at least one cpu
         reason = blocked(job, facts)
         if reason is not None:
-            if job.not_before is not None and job.not_before > facts.now:
-                decision.wakes_at = min(decision.wakes_at, job.not_before)
+            if pause(job, facts.now):
+                decision.wakes_at = min(decision.wakes_at, facts.now + pause(job, facts.now))
         elif not room.fits(job):
             reason = lacks(job, room, capacity)
             if head is None:
@@ -138,7 +139,7 @@ def _reserve(job: Job, active: Sequence[Job], begun: Sequence[Job], room: _Room,
 def expected_end(job: Job, now: float) -> float:
     if job.time_limit is None:
         return FOREVER
-    return (job.started_at if job.started_at is not None else now) + job.time_limit
+    return (job.started_at if job.started_at is not None else now) + job.time_limit + job.grace
 
 
 def _ends_before(job: Job, head: _Head, facts: Facts) -> bool:
@@ -166,11 +167,18 @@ def blocked(job: Job, facts: Facts) -> str | None:
         if state is None or state in words.UNFINISHED:
             wanted = "end" if after.any_end else "succeed"
             return f"waits for job {after.job} to {wanted}"
-    if job.not_before is not None and job.not_before > facts.now:
-        return f"tries again in {duration(job.not_before - facts.now)} (retry {job.retries_used} of {job.retries})"
+    if pause(job, facts.now):
+        why = "its supervisor did not come" if job.misfires else f"retry {job.retries_used} of {job.retries}"
+        return f"tries again in {duration(pause(job, facts.now))} ({why})"
     if job.environment is not None and job.environment in facts.building:
         return facts.building[job.environment]
     return None
+
+
+def pause(job: Job, now: float) -> float:
+    """Seconds until a job may be tried again."""
+    wait = job.not_before - now if job.not_before is not None else 0.0
+    return wait if 0 < wait <= PAUSE_MAX else 0.0
 
 
 def broken_dependency(after: Sequence[After], ended: Mapping[int, str]) -> str | None:

@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -36,7 +37,6 @@ from runner.box.workers import Workers
 from runner.errors import Problem
 from runner.model import Resources
 
-CONNECTIONS_MAX = 256  # a follower costs three descriptors, and 1024 are usual
 GOODBYE_SECONDS = 5  # for requests that are being answered when the daemon ends
 PARENT_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 3600.0
@@ -45,6 +45,7 @@ IDLE_LOOKS = 15  # in the time after which an idle daemon ends
 
 def serve(by_command: bool, ready: int | None) -> int:
     """Run the daemon; returns the code to exit with. Problem when it can't begin."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it, and then no child can be waited for
     chosen = settings.load()
     premises.take(chosen)  # held until this process ends or becomes another
     diary = Diary(chosen.state.daemon_log)
@@ -74,6 +75,7 @@ class _End:
         self._diary = diary
         self.wanted = asyncio.Event()
         self.again = False
+        self.idle = False  # nobody asked for it
         self.problem: Problem | None = None
 
     def leave(self, again: bool = False) -> None:
@@ -112,8 +114,12 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         gc.freeze()
         await end.wanted.wait()
         turns.stop()
-        os.unlink(chosen.socket)
+        made.engine.close()
+        with suppress(FileNotFoundError):
+            os.unlink(chosen.socket)
         await server.finish()
+        if end.idle and made.daemon.book.jobs:
+            end.again = True  # a job came in while the door was closing
         for chore in chores:
             chore.cancel()
     return end
@@ -127,6 +133,7 @@ class _Made:
         self.settings = chosen
         self.store = Store(state.database)
         closing.callback(self.store.close)
+        premises.refuse_own_job(self.store.box_id)
         self.blobs = Blobs(state.blobs)
         self.trees = Trees(state.trees, self.blobs)
         self.environments = Environments(state.envs, chosen.base_python, time_limit=chosen.build_minutes * 60)
@@ -135,13 +142,18 @@ class _Made:
         parents = Parents(freeze(state.supervisor), diary.fd)
         closing.callback(parents.wait, PARENT_SECONDS)
         capacity = Resources(chosen.cpus, chosen.memory_bytes, 0)
-        self.engine = Plain(state, capacity, parents.spawn)
+        self.engine = Plain(state, capacity, parents.spawn, self._listen, diary.write)
         closing.callback(self.engine.close)
         self.base_bin = premises.base_bin(chosen)
         self.daemon = Daemon(chosen, self.store, self.engine, self._preparation(), self._bin_dir, diary.write)
         self.daemon.recover()
-        self.trees.sweep(self.daemon.book.jobs)
+        self.trees.sweep(self.daemon.book.active)  # one that waits may have run in its tree before
         self.recipes.recover(self.daemon.book.jobs.values())
+
+    def _listen(self, link: socket.socket) -> Callable[[], object]:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(link, lambda: self.workers.wake())
+        return lambda: loop.remove_reader(link)
 
     def _preparation(self) -> Preparation:
         return Preparation(
@@ -171,6 +183,7 @@ class _Made:
             gate=Gate(),
             call=self.workers.call,
             leave=end.leave,
+            doomed=end.doomed,
         )
 
 
@@ -182,7 +195,7 @@ def _tell(ready: int | None, chosen: Settings) -> None:
         except OSError:
             pass  # whoever started us is gone
     if sys.stdout is not None and sys.stdout.isatty():
-        print(f"the box {chosen.box} listens on {chosen.socket}; Ctrl-C ends it, jobs go on", flush=True)  # noqa: T201
+        print(f"the box {chosen.name} listens on {chosen.socket}; Ctrl-C ends it, jobs go on", flush=True)  # noqa: T201
 
 
 # --- chores ---
@@ -192,8 +205,8 @@ async def _keep_house(house: House, diary: Diary) -> None:
     while True:
         try:
             await house.retention.keep_house()
-        except (Problem, OSError) as error:
-            diary.write(f"could not clean up: {error}")
+        except Exception as error:  # in an hour it may work
+            diary.write(f"could not clean up: {type(error).__name__}: {error}")
         await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
 
@@ -206,6 +219,7 @@ async def _end_when_idle(house: House, workers: Workers, end: _End) -> None:
         if house.daemon.book.jobs or house.requests or not workers.idle:
             house.touch()
         elif time.monotonic() - house.last_request >= patience:
+            end.idle = True
             return end.leave()
 
 
@@ -238,13 +252,13 @@ class _Server:
             proxy_headers=False,  # or a header could say who asks
             server_header=False,
             date_header=False,
-            limit_concurrency=CONNECTIONS_MAX,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=GOODBYE_SECONDS,
         )
         config.load()
         self._server = uvicorn.Server(config)
         self._server.lifespan = config.lifespan_class(config)
+        house.connections = self._server.server_state.connections
 
     async def begin(self, sock: socket.socket) -> None:
         await self._server.startup(sockets=[sock])

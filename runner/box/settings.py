@@ -31,7 +31,7 @@ class Settings:
 
     state: StateDir
     socket: str
-    box: str = _setting("local", "the box's name, as in runs/<box>-<id>/")
+    name: str = _setting("local", "the box's name, as in runs/<box>-<id>/")
     cpus: int = _setting(0, "cpus to give away; 0: all that this process may use")
     memory_bytes: int = _setting(0, "memory to give away; 0: all of it")
     base_python: str = _setting("", "interpreter of jobs that declare nothing; empty: the one under the daemon's own")

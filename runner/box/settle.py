@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from runner import words
+from runner.box.schedule import PAUSE_MAX
 from runner.model import Evidence, Exit, Job, JobSpec
 
 START_GRACE = 10.0  # a supervisor that was asked for and has not taken its lock by then is fenced off
 MISFIRES_MAX = 3  # attempts in a row that never ran, before the job fails instead of starting again
-RETRY_PAUSE_MAX = 300.0
 
 STATE_OF_REASON = {
     None: words.SUCCEEDED,
@@ -87,7 +87,8 @@ def _never_ran(job: Job, end: Exit, now: float, counts: bool) -> Verdict:
     if counts and job.misfires + 1 >= MISFIRES_MAX:
         failed = Exit("engine_failed", None, None, f"{end.detail} ({MISFIRES_MAX} times)", now, False)
         return Verdict(Action.END, words.FAILED, failed)
-    return Verdict(Action.REQUEUE, exit=end, misfire=counts)
+    pause = retry_pause(job.misfires) if counts and job.misfires else 0.0  # once is an accident, twice is a lack
+    return Verdict(Action.REQUEUE, exit=end, not_before=now + pause if pause else None, misfire=counts)
 
 
 def may_retry(job: Job, spec: JobSpec, reason: str | None) -> bool:
@@ -99,7 +100,7 @@ def may_retry(job: Job, spec: JobSpec, reason: str | None) -> bool:
 
 def retry_pause(used: int) -> float:
     """Seconds before the next retry: 1, 2, 4, ... 300."""
-    return min(2.0 ** min(used, 16), RETRY_PAUSE_MAX)
+    return min(2.0 ** min(used, 16), PAUSE_MAX)
 
 
 def after_waiting(job: Job, spec: JobSpec, reason: str, detail: str, now: float) -> Verdict:

@@ -28,7 +28,7 @@ def check(submission: Submission, capacity: Resources, states: Mapping[int, str]
     _check_names(spec)
     too_much = exceeds(spec.cpus, spec.memory_bytes, spec.gpus, capacity)
     if too_much is not None:
-        raise TooMuch(f"the job {too_much}", "ask for less; `runner doctor` shows what the box has")
+        raise TooMuch(f"the job {too_much}", "ask for less; `runner box` shows what it has")
     for after in spec.after:
         if after.job not in states:
             raise BadRequest(

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from hashlib import sha256
 
 from runner import errors, files
@@ -17,6 +18,7 @@ SPARE_BYTES = 256 << 20  # a spare tree larger than this is not worth its room
 SPARE_CHANGES = 200  # differences up to which patching a spare beats making a tree
 
 _BOOT = ".boot"
+_GONE = ".gone-"
 Stamps = dict[str, tuple[int, int, int, int, int]]
 
 
@@ -46,6 +48,7 @@ def _copy(blobs: Blobs, entry: tuple[int, int, str], path: str, destination: str
     try:
         source = os.open(f"{blobs.directory}/{sha[:2]}/{sha[2:]}", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
+        blobs.losses += 1
         raise errors.StateDamaged(
             f"the content of {path!a} is missing on the box", "submit again from your computer, which sends it anew"
         ) from None
@@ -72,13 +75,17 @@ def remove_tree(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
     if not os.path.lexists(path):
         return
-    if not os.path.islink(path):
-        os.chmod(path, 0o700)
+    _open_up(path)
     for folder, below, _ in os.walk(path):
         for name in below:
-            if not os.path.islink(f"{folder}/{name}"):
-                os.chmod(f"{folder}/{name}", 0o700)
+            _open_up(f"{folder}/{name}")
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _open_up(folder: str) -> None:
+    if not os.path.islink(folder):
+        with suppress(OSError):  # of another user, as containers leave them
+            os.chmod(folder, 0o700)
 
 
 class Trees:
@@ -160,12 +167,14 @@ class Trees:
         return f"{self.directory}/.spare"
 
     def _remove(self, name: str) -> None:
-        self._count += 1
-        gone = f"{self.directory}/.gone-{name.removeprefix('.gone-')}-{os.getpid()}-{self._count}"
-        try:
-            os.rename(f"{self.directory}/{name}", gone)
-        except FileNotFoundError:
-            return
+        gone = f"{self.directory}/{name}"
+        if not name.startswith(_GONE):
+            self._count += 1
+            gone = f"{self.directory}/{_GONE}{name}-{os.getpid()}-{self._count}"
+            try:
+                os.rename(f"{self.directory}/{name}", gone)
+            except FileNotFoundError:
+                return
         remove_tree(gone)
 
     def _drop_spare(self) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 import time
 import traceback
 from collections.abc import Callable
 
+from runner import files
 from runner.box.daemon import Daemon
+from runner.box.memory import Peak
 from runner.errors import DiskFull, Problem, StateDamaged
 
 ACTIVE_TICK = 2.0  # seconds between looks while jobs run: the net under lost hints
@@ -18,7 +19,6 @@ QUEUED_TICK = 10.0  # while jobs only wait: disk space may have come back
 IDLE_TICK = 60.0
 STARTED_PATIENCE = 0.01  # a job that began need not be told at once: one that ends by then costs half the commits
 HINT_MAX = 256
-FATAL = (errno.EIO, errno.EUCLEAN, errno.EROFS)
 
 
 class Turns:
@@ -30,6 +30,7 @@ class Turns:
         self._later: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._said = ""
+        self._peak = Peak()
         self.stopped = False
 
     def wake(self) -> None:
@@ -63,12 +64,13 @@ class Turns:
         except StateDamaged as problem:
             self._end(problem)
         except OSError as error:
-            if error.errno in FATAL:
+            if error.errno in files.DISK_FAILED:
                 self._end(StateDamaged(f"the box's disk failed: {error}", "check the disk; running jobs go on"))
             else:
                 self._failed(error)
         except Exception as error:
             self._failed(error)
+        self._peak.seen(len(self._daemon.book.active) + len(self._daemon.book.queued))
         self._sleep()
 
     def _end(self, problem: Problem) -> None:
@@ -77,6 +79,7 @@ class Turns:
 
     def _failed(self, error: Exception) -> None:
         """Told once while it stays the same. What was decided but not committed is forgotten: the database holds."""
+        self._daemon.wakes_at = float("inf")  # nothing was decided: without an event, not before the next tick
         said = error.message if isinstance(error, DiskFull) else "".join(traceback.format_exception(error))
         if said != self._said:
             self._said = said

@@ -73,10 +73,7 @@ class Wishes:
         daemon.end_queued([job for job in reversed(jobs) if job.state == words.QUEUED], cancelled, now)
         active = [job for job in jobs if job.state in words.ACTIVE]
         if active:
-            daemon.store.wish([job.id for job in active], cancel_requested_at=now)
-            for job in active:
-                job.cancel_requested_at = job.cancel_requested_at or now
-            daemon.engine.stop([daemon.stop_of(job, grace) for job in active])
+            daemon.cancel_active(active, grace, now)
         self._wake()
         return jobs
 
@@ -160,7 +157,10 @@ class Wishes:
     def _mine(self, who: Principal, ids: Iterable[int], verb: str) -> list[Job]:
         """The jobs with these ids, all of which this person may touch; or nothing is done to any of them."""
         self._may_submit(who)
-        jobs = [self._daemon.book.jobs.get(job.id, job) for job in self._daemon.store.jobs(ids)]
+        unfinished = self._daemon.book.jobs
+        wanted = sorted(set(ids))
+        stored = {job.id: job for job in self._daemon.store.jobs(i for i in wanted if i not in unfinished)}
+        jobs = [unfinished[i] if i in unfinished else stored[i] for i in wanted]
         for job in jobs:
             if who.role != "admin" and job.uid != who.uid:
                 raise Refused(f"job {job.id} is {job.user}'s; you may not {verb} it", "ask them, or an administrator")

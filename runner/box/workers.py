@@ -37,10 +37,13 @@ class Workers:
                 error = caught
             self._loop.call_soon_threadsafe(self._ended, done, error)
 
-        if self._threads < min(THREADS, self._pending):
-            self._threads += 1
-            threading.Thread(target=self._serve, name=f"worker-{self._threads}", daemon=True).start()
         self._work.put(run)
+        if self._threads < min(THREADS, self._pending):
+            try:
+                threading.Thread(target=self._serve, name=f"worker-{self._threads + 1}", daemon=True).start()
+            except RuntimeError:  # too many processes now: it waits for another thread, or for the next call
+                return
+            self._threads += 1
 
     async def call(self, work: Callable[[], T]) -> T:
         """The result of `work`, run in a thread."""

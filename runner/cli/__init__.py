@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -45,19 +46,37 @@ COMMANDS = {
 }
 TABLE = {name: entry for group in COMMANDS.values() for name, entry in group.items()}
 ALIASES = {"--help": "help", "-h": "help", "--version": "version", "-V": "version"}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: as a shell reports them
 
 
 def main() -> None:
     """The entry point: run a command and leave at once, without taking the interpreter apart first (1 ms)."""
     gc.disable()  # a command is over before garbage matters; those that stay turn it on again
+    _open_streams()
     code = run(sys.argv[1:])
+    os._exit(_flushed(code))
+
+
+def _open_streams() -> None:
+    """Somebody may have closed them (`>&-`): without a stand-in the next file opened would take their numbers."""
+    if sys.stdin and sys.stdout and sys.stderr:
+        return
+    while os.open(os.devnull, os.O_RDWR) < 3:
+        pass
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _flushed(code: int) -> int:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except (BrokenPipeError, KeyboardInterrupt):
-        code = code or BROKEN_PIPE
-    os._exit(code)
+        return code or BROKEN_PIPE
+    except OSError as error:
+        return code or _unwritable(error)
+    return code
 
 
 def run(arguments: list[str]) -> int:
@@ -68,6 +87,22 @@ def run(arguments: list[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return BROKEN_PIPE
+    except Exception as fault:
+        if isinstance(fault, OSError) and fault.errno in NO_ROOM and fault.filename is None:
+            return _unwritable(fault)
+        from runner.cli import fault as house
+
+        return house.tell(fault, arguments)
+
+
+def _unwritable(error: OSError) -> int:
+    """The output went to a file that takes no more."""
+    problem = errors.DiskFull(f"the output can't be written: {error.strerror}", "is the disk full that it goes to?")
+    try:
+        _complain(problem)
+    except OSError:
+        pass  # the talk goes there, too
+    return problem.exit_code
 
 
 def _answer(arguments: list[str]) -> int:
@@ -87,7 +122,7 @@ def _dispatch(arguments: list[str]) -> int:
     name = ALIASES.get(name, name)
     if name not in TABLE:
         what = "option" if name.startswith("-") else "command"
-        hint = "`runner help` lists the commands"
+        hint = "options come after the command; " * (what == "option") + "`runner help` lists the commands"
         if what == "command" and os.path.exists(name):
             hint = f"to run it on the box: `runner submit {name}`"
         raise errors.BadRequest(f'runner has no {what} "{name}"{errors.nearest(name, TABLE)}', hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from runner import errors
-from runner.cli import options, output
+from runner.cli import options, output, values
 from runner.laptop import boxes, client
 
 TYPE_CHECKING = False
@@ -46,18 +46,20 @@ CLEAN = """\
 Usage: runner clean [OPTIONS]
 
 Remove what is older or larger than the box's settings say: logs, code, environments, outputs that were brought home.
-Outputs that nobody has fetched are never removed.
+Outputs that nobody has fetched are only removed by --unfetched.
 
 Options:
   --dry-run               say what would be removed, and remove nothing
+  --older-than TIME       this old, such as 12h or 7d, instead of what the settings say; 0 is everything
+  --unfetched             outputs that nobody has fetched, and nothing else
   --json                  as JSON
   --box NAME              which box (GPUBOX_BOX, else local)
   -h, --help              this text
 
 Examples:
   runner clean --dry-run
-  runner clean
-  runner clean --json
+  runner clean --older-than 7d
+  runner clean --unfetched --older-than 30d
 """
 SERVE = """\
 Usage: runner serve [OPTIONS]
@@ -75,6 +77,11 @@ Examples:
   GPUBOX_STATE=/tmp/try runner serve
 """
 STOP_SECONDS = 10.0
+KINDS = {  # in words of `runner clean`
+    "envs": "environments",
+    "trees": "work trees",
+    "unfetched": "outputs not fetched",
+}
 
 
 def box(arguments: list[str]) -> int:
@@ -129,7 +136,7 @@ def clean(arguments: list[str]) -> int:
     options.no_words(given, CLEAN)
     api = boxes.open_box(given.get("--box"))
     trial = "--dry-run" in given
-    answer = api.post("/box/clean", {"dry_run": trial})
+    answer = api.post("/box/clean", _wanted(given))
     if "--json" in given:
         output.json(answer)
         return 0
@@ -139,16 +146,35 @@ def clean(arguments: list[str]) -> int:
         total[0] += 1
         total[1] += removed["bytes"]
     if totals:
-        rows = [[kind, str(count), output.size(size)] for kind, (count, size) in totals.items()]
+        rows = [[KINDS.get(kind, kind), str(count), output.size(size)] for kind, (count, size) in totals.items()]
         output.table(("WHAT", "COUNT", "SIZE"), rows, gives_way=())
-    kept = answer.get("kept_unfetched") or {}
-    if kept.get("count"):
-        whose = output.many(kept["count"], "job")
-        output.say(f"kept: {output.size(kept['bytes'])} of outputs that nobody has fetched, of {whose}")
+    if answer["kept_unfetched"]["count"]:
+        output.say(_kept(answer["kept_unfetched"]))
     freed = output.size(sum(size for _, size in totals.values()))
     verb = "would be freed" if trial else "freed"
     output.say(f"{freed} {verb}" if totals else "nothing to remove")
     return 0
+
+
+def _wanted(given: options.Given) -> dict[str, Any]:
+    wanted: dict[str, Any] = {"dry_run": "--dry-run" in given}
+    if (age := given.get("--older-than")) is not None:
+        wanted["older_than_days"] = 0.0 if age == "0" else values.duration("--older-than", age) / values.SECONDS["d"]
+    if "--unfetched" in given:
+        wanted["unfetched"] = True
+    return wanted
+
+
+def _kept(kept: dict[str, Any]) -> str:
+    """What stays because nobody has fetched it, and how it gets home, or goes."""
+    jobs: list[int | str] = [int(job) for job in kept["jobs"]]
+    named = values.query(jobs)
+    more = "" if kept["count"] == len(jobs) else " and more"
+    return (
+        f"kept: {output.size(kept['bytes'])} of outputs that nobody has fetched, of "
+        f"{'job' if kept['count'] == 1 else output.many(kept['count'], 'job') + ':'} {named}{more}\n"
+        f"      `runner pull {jobs[0]}` brings them home, `runner clean --unfetched --older-than 0` removes them"
+    )
 
 
 def serve(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -37,6 +38,7 @@ Examples:
 OK, WARN, FAIL = "ok", "warn", "fail"
 PAINT = {OK: "32", WARN: "33", FAIL: "31"}
 DISK_LEAST = 1 << 30  # below max(this, 2 %) the box starts nothing
+RUN_SECONDS = 10.0  # for an interpreter to start and say its version
 CLOCK_SECONDS = 5.0  # two clocks further apart than this confuse ages and limits
 
 
@@ -171,17 +173,51 @@ def _clock(date: str, asked: float) -> Check:
     return "clock", OK if good else WARN, f"{apart:.0f} s apart", "let both computers set their clocks by NTP"
 
 
+def _base(said: str) -> Check:
+    """The interpreter of jobs that declare nothing. The box saw it when it started; does it run now?"""
+    version, _, path = said.partition(" ")
+    now = _says(path, "import sys; print('.'.join(map(str, sys.version_info[:3])))")
+    hint = "`runner serve --stop`, and set base_python (docs/settings.md) to one that runs"
+    if not now:
+        return "base python", FAIL, f"{path} does not run", hint
+    seen = said if now == version else f"{path} was {version} when the box started and is {now} now"
+    return "base python", OK if now == version else WARN, seen, "`runner serve --stop`; the next command starts it anew"
+
+
+def _says(program: str, code: str) -> str:
+    """What an interpreter prints; nothing when it can't be run or takes too long."""
+    import select
+
+    ours, theirs = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+    moves = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, theirs, 1), (os.POSIX_SPAWN_DUP2, null, 2)]
+    try:
+        pid = os.posix_spawn(program, [program, "-I", "-S", "-c", code], os.environ, file_actions=moves)
+    except OSError:
+        os.close(ours)
+        return ""
+    finally:
+        os.close(theirs)
+        os.close(null)
+    try:
+        if not select.select([ours], [], [], RUN_SECONDS)[0]:
+            os.kill(pid, signal.SIGKILL)
+        text = os.read(ours, 1024).decode(errors="replace").strip()
+    finally:
+        os.close(ours)
+    return text if os.waitpid(pid, 0)[1] == 0 else ""
+
+
 def _health(about: dict[str, Any]) -> Iterator[Check]:
     if about.get("draining"):
         yield "queue", WARN, "it is draining: nothing starts", "`runner drain --off`"
-    if about.get("paused"):
+    elif about.get("paused"):
         yield "queue", FAIL, str(about["paused"]), "`runner clean` frees space"
     if unknown := about.get("unknown"):
         seen = f"directories that belong to no job: {len(unknown)}"
         yield "records", WARN, seen, f"they are kept in the state directory: {', '.join(map(str, unknown[:5]))}"
     versions = about.get("versions") or {}
-    python = versions.get("base_python") or versions.get("python")
-    if python:
-        yield "base python", OK, str(python), ""
+    if python := str(versions.get("base_python") or ""):
+        yield _base(python)
     gpus = (about.get("capacity") or {}).get("gpus") or 0
     yield "GPUs", OK, output.many(int(gpus), "GPU") if gpus else "none seen: jobs run on the CPU", ""

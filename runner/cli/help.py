@@ -6,12 +6,17 @@ import sys
 
 import runner
 from runner import errors
-from runner.cli import COMMANDS, TABLE, output
+from runner.cli import COMMANDS, TABLE, options, output
 
 HELP = """\
 Usage: runner help [COMMAND]
 
 Explain a command, or list them all.
+"""
+VERSION = """\
+Usage: runner version
+
+Which version of gpubox this is.
 """
 OPENING = f"""\
 Usage: runner COMMAND ...
@@ -31,7 +36,9 @@ Examples:
 def help(arguments: list[str]) -> int:
     if arguments in ([], ["--help"], ["-h"]):
         return explain(overview())
-    name = arguments[0]
+    name, *more = arguments
+    if more:
+        raise errors.BadRequest("runner help explains one command", f"such as `runner help {name}`")
     if name not in TABLE:
         guess = errors.nearest(name, TABLE)
         raise errors.BadRequest(f'runner has no command "{name}"{guess}', "`runner help` lists them")
@@ -43,6 +50,7 @@ def help(arguments: list[str]) -> int:
 
 
 def version(arguments: list[str]) -> int:
+    options.no_words(options.parse(VERSION, arguments), VERSION)
     output.put(f"gpubox {runner.__version__}\n")
     return 0
 

@@ -11,7 +11,7 @@ from runner.laptop import boxes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from runner.laptop.client import Client
@@ -127,17 +127,21 @@ def ps(arguments: list[str]) -> int:
         asked.append("state=" + ",".join(states))
     if "--all" in given:
         asked.append("all=1")
+    if not {"--all", "--no-group", "--json", "--quiet"} & given.options.keys():
+        asked.append("grouped=1")
     path = "/jobs" + ("?" + "&".join(asked) if asked else "")
     if "--all" in given and "--json" in given:
         return _pass_through(api, path)
-    jobs = _streamed(api, path) if "--all" in given else api.get(path)["jobs"]
+    answer = {"jobs": list(_streamed(api, path))} if "--all" in given else api.get(path)
+    jobs = answer["jobs"]
     if "--json" in given:
         output.json(jobs)
     elif "--quiet" in given:
         for job in jobs:
             output.put(f"{job['id']}\n")
     else:
-        _table(api, list(jobs), "--no-group" not in given)
+        groups = answer["groups"] if "groups" in answer else _groups(jobs, "--no-group" not in given)
+        _table(jobs, {group["group"]: group for group in groups})
     return 0
 
 
@@ -161,24 +165,33 @@ def _streamed(api: Client, path: str) -> Iterator[dict[str, Any]]:
                 yield loads(line.decode())
 
 
-def _table(api: Client, jobs: list[dict[str, Any]], grouped: bool) -> None:
-    if not jobs:
+def _groups(jobs: list[dict[str, Any]], wanted: bool) -> Iterable[dict[str, Any]]:
+    """The groups of jobs that came one by one."""
+    found: dict[str, dict[str, Any]] = {}
+    for job in jobs if wanted else ():
+        if name := job.get("group"):
+            group = found.setdefault(name, {**job, "group": name, "first_id": job["id"], "counts": {}})
+            group["counts"][job["state"]] = group["counts"].get(job["state"], 0) + 1
+    return found.values()
+
+
+def _table(jobs: list[dict[str, Any]], groups: dict[str, dict[str, Any]]) -> None:
+    if not jobs and not groups:
         output.say("no jobs; `runner submit train.py` makes one")
         return
     now = time.time()
-    groups: set[str] = set()
-    rows = []
-    for job in sorted(jobs, key=lambda job: int(job["id"])):
-        group = job.get("group")
-        if not grouped or not group:
-            rows.append(_row(job, now))
-        elif group not in groups:
-            groups.add(group)
-            counts = api.get(f"/groups/{group}")["jobs"]
-            rows.append(
-                [group, _group_state(counts), job["name"], job["user"], *_ages(job, now)[:1], "", count_text(counts)]
-            )
-    output.table(("ID", "STATE", "NAME", "USER", "AGE", "TIME", ""), rows, gives_way=(6, 2, 3), painted=1)
+    rows = [(int(job["id"]), _row(job, now)) for job in jobs if job.get("group") not in groups]
+    rows += [(int(group["first_id"]), _group_row(group, now)) for group in groups.values()]
+    rows.sort(key=lambda row: row[0])
+    headings = ("ID", "STATE", "NAME", "USER", "AGE", "TIME", "")
+    output.table(headings, [row for _, row in rows], gives_way=(6, 2, 3), painted=1)
+
+
+def _group_row(group: dict[str, Any], now: float) -> list[str]:
+    state = _group_state(group["counts"])
+    why = f"; {group['why']}" if state == words.QUEUED and group.get("why") else ""
+    age = output.span(now - group["submitted_at"])
+    return [group["group"], state, group["name"], group["user"], age, "", count_text(group["counts"]) + why]
 
 
 def _row(job: dict[str, Any], now: float) -> list[str]:
@@ -374,7 +387,8 @@ def _shield(arguments: list[str]) -> list[str]:
 def _change(given: options.Given, verb: str, body: dict[str, Any], said: Any) -> int:
     ids = values.jobs(given.words, f"runner {verb}")
     api = boxes.open_box(given.get("--box"))
-    jobs = api.post(f"/jobs/{verb}", {"ids": ids, **body})["jobs"]
+    brief = "" if "--json" in given else "?brief=1"
+    jobs = api.post(f"/jobs/{verb}{brief}", {"ids": ids, **body})["jobs"]
     if "--json" in given:
         output.json(jobs)
     elif len(jobs) <= MANY:

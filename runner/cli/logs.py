@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -354,13 +355,19 @@ def ending(job: dict[str, Any]) -> list[str]:
     what = ENDED.get(job["state"], job["state"])
     if job["state"] == words.SUCCEEDED:
         began, ended = job.get("started_at"), job.get("ended_at")
-        return [f"job {job['id']} {what}" + (f" in {output.span(ended - began)}" if began and ended else "")]
+        return [f"job {job['id']} {what}" + (f" in {_took(ended - began)}" if began and ended else "")]
     why = _why(job)
     lines = [f"job {job['id']} {what}" + (f": {why}" if why else "")]
     detail = str(job.get("detail") or "")
     if detail and detail != why:
         lines.append(f"  {detail}")
     return lines
+
+
+def _took(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.{1 if seconds >= 0.95 else 2}f}s"
+    return output.span(seconds)
 
 
 def _why(job: dict[str, Any]) -> str:
@@ -385,15 +392,21 @@ def bring_home(client: Client, job: dict[str, Any], quiet: bool = False) -> None
         tell(done)
 
 
+def near(folder: str) -> str:
+    """A folder as seen from here, if it is below."""
+    try:
+        short = os.path.relpath(folder)
+    except OSError:  # the current directory is gone
+        return folder
+    return folder if short.startswith("..") else short
+
+
 def tell(done: Any) -> None:
     """Name what a pull brought home."""
-    import os
-
     if done.note:
         output.say(done.note)
     if done.files:
-        folder = os.path.relpath(done.folder)
-        folder = done.folder if folder.startswith("..") else folder
+        folder = near(done.folder)
         whole = output.size(sum(size for _, size in done.files))
         output.say(f"{output.many(len(done.files), 'output')} in {output.clean(folder)}/ ({whole})")
         for path, size in done.files[:NAMED]:

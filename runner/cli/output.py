@@ -124,7 +124,8 @@ def size(count: float) -> str:
     """34 KiB"""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
+            unit = "byte" if count == 1 and unit == "bytes" else unit
+            return f"{count:.0f} {unit}" if unit[:4] == "byte" or count >= 10 else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
 

@@ -304,8 +304,8 @@ def _send(given: Given, api: Client, body: dict[str, Any], snap: Snapshot | None
                     if tries or not snap.unchanged:  # the box most likely has it; it says so if not
                         snap = _deliver(api, snap)
                     body["spec"]["snapshot"] = snap.id
-                    same = ", unchanged" if snap.unchanged and not tries else ""
-                    text = f"{output.many(snap.count, 'file')}, {output.size(snap.bytes)}{same}"
+                    news = "unchanged" if snap.unchanged and not tries else f"{snap.sent or 'none'} sent"
+                    text = f"{output.many(snap.count, 'file')}, {output.size(snap.bytes)}; {news}"
                 asked = True
                 _, _, answer = api.request("POST", "/jobs", json=body, headers=key)
                 break
@@ -345,9 +345,12 @@ def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str) -> i
     try:
         return _follow(api, answer, group)
     except KeyboardInterrupt:
-        verb = "go" if group else "goes"
-        back = f"runner wait {name}" if group else f"runner logs -f {name}"
-        output.say(f"\n{what} {verb} on without us\n  `{back}` comes back to it, `runner cancel {name}` ends it")
+        if group:
+            rest = f"`runner wait {name}` waits for them, `runner pull {name}` brings their outputs home"
+            output.say(f"\n{what} go on without us\n  {rest}, `runner cancel {name}` ends them")
+        else:
+            back = f"`runner logs -f {name}` comes back to it, `runner cancel {name}` ends it"
+            output.say(f"\n{what} goes on without us\n  {back}")
         return 130
 
 
@@ -382,7 +385,7 @@ def _dry_run(given: Given, body: dict[str, Any], snap: Snapshot | None, start: s
     rows = [
         ("jobs", str(count)),
         ("command", output.line(spec["command"])),
-        ("directory", os.path.join(spec["project"], spec.get("directory", ""))),
+        ("directory", os.path.join(spec["project"], spec.get("directory", "")).rstrip("/") or "/"),
         ("files", f"{size['count']}, {output.size(size['bytes'])} (what the box has is not sent again)"),
         ("environment", environment),
     ]

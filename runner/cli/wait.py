@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runner.laptop.client import Client
+    from runner.laptop.pull import Pulled
 
 WAIT = """\
 Usage: runner wait [OPTIONS] IDS...
 
-Wait until all these jobs have ended. Ends with 0 if all succeeded, else with the first other exit code.
+Wait until all these jobs have ended. Ends with 0 if all succeeded, else with the exit code of the first of them, by
+number, that did not.
 
 Options:
   --timeout TIME          give up after this long, with 75
@@ -35,6 +38,7 @@ Examples:
   runner wait --timeout 2h 42-50
 """
 PATIENCE = 15.0  # seconds without an event after which we look anyway
+NAMED = 10  # jobs of an array whose failure is told one by one
 PAUSE = 0.2  # between two looks at a busy array
 
 
@@ -49,7 +53,7 @@ def wait(arguments: list[str]) -> int:
     for job in _ends(api, ids, deadline):
         ended[job["id"]] = job
         if "--quiet" not in given and "--json" not in given:
-            output.say(f"job {job['id']}: {job['state']} {output.ending(job)}".rstrip())
+            output.say(logs.ending(job)[0])
     if "--json" in given:
         output.json([ended[job_id] for job_id in sorted(ended)])
     return next((code for _, job in sorted(ended.items()) if (code := logs.exit_code(job))), 0)
@@ -58,13 +62,19 @@ def wait(arguments: list[str]) -> int:
 def _ends(api: Client, ids: list[int | str], deadline: float | None) -> Iterator[dict[str, Any]]:
     """Jobs as they end, until all have."""
     wanted: list[int | str] = ids
+    only = ""
     for _ in _looks(api, deadline):
-        jobs = api.get(f"/jobs?ids={values.query(wanted)}")["jobs"]
-        missing = {part for part in wanted if isinstance(part, int)} - {job["id"] for job in jobs}
-        if missing:
-            raise errors.NotFound(f"there is no job {min(missing)}", "`runner ps --all` lists them")
+        jobs = api.get(f"/jobs?ids={values.query(wanted)}{only}")["jobs"]
         yield from (job for job in jobs if job["state"] in words.FINISHED)
-        wanted = [job["id"] for job in jobs if job["state"] in words.UNFINISHED]
+        if only:
+            ended = {job["id"] for job in jobs}
+            wanted = [part for part in wanted if part not in ended]
+        else:
+            missing = {part for part in wanted if isinstance(part, int)} - {job["id"] for job in jobs}
+            if missing:
+                raise errors.NotFound(f"there is no job {min(missing)}", "`runner ps --all` lists them")
+            wanted = [job["id"] for job in jobs if job["state"] in words.UNFINISHED]
+            only = f"&state={','.join(words.FINISHED)}"  # from now on only news: an array can have 10,000 jobs
         if not wanted:
             return
 
@@ -101,26 +111,102 @@ def _check(deadline: float | None) -> None:
         raise errors.Busy("not all of these jobs have ended in time", "they go on; `runner ps` shows them")
 
 
-def watch_group(api: Client, group: str) -> int:
-    """The counts of an array on one line until it has ended; 0 if all succeeded, else 1."""
-    from runner.cli.jobs import count_text
+# --- following an array ----------------------------------------------------------------------------------------------
 
-    live = sys.stderr.isatty()
-    said = ""
+
+def watch_group(api: Client, group: str) -> int:
+    """The counts of an array on one line until it has ended, its outputs brought home job by job. The exit code is
+    that of `wait`."""
+    watch = _Watch(api, group)
     for _ in _looks(api):
-        counts = api.get(f"/groups/{group}")["jobs"]
-        done = not any(counts.get(state) for state in words.UNFINISHED)
-        text = f"{group}: {count_text(counts)}"
-        if live and text != said:
+        if watch.look():
+            break
+    return watch.close()
+
+
+class _Watch:
+    """What is known of an array: which of its jobs have not ended, the codes of those that have, what came home."""
+
+    def __init__(self, api: Client, group: str) -> None:
+        self.api, self.group = api, group
+        self.left: dict[int, None] | None = None  # the jobs that have not ended, in order
+        self.codes: dict[int, int] = {}  # of those that did not succeed
+        self.states: dict[str, None] = {}  # theirs
+        self.home: list[Pulled] = []
+        self.behind: list[int] = []  # jobs whose outputs are still on the box
+        self.live = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.shown = ""
+
+    def look(self) -> bool:
+        """Whether all have ended."""
+        counts = self.api.get(f"/groups/{self.group}")["jobs"]
+        if self.left is None:
+            first = int(self.group[1:])
+            self.left = dict.fromkeys(range(first, first + sum(counts.values())))
+        if sum(counts.get(state, 0) for state in words.UNFINISHED) < len(self.left):
+            self._take(self.left)
+        self._show(counts)
+        return not self.left
+
+    def _take(self, left: dict[int, None]) -> None:
+        """The jobs that ended since the last look. Only those are asked for: an array can have 10,000."""
+        ids = values.query(list(left))
+        for job in self.api.get(f"/jobs?ids={ids}&state={','.join(words.FINISHED)}")["jobs"]:
+            left.pop(int(job["id"]), None)
+            self._ended(job)
+
+    def _ended(self, job: dict[str, Any]) -> None:
+        from runner.laptop import pull
+
+        job_id = int(job["id"])
+        if code := logs.exit_code(job):
+            self.codes[job_id] = code
+            self.states[job["state"]] = None
+            if len(self.codes) <= NAMED:
+                self._say(*logs.ending(job))
+        try:
+            done = pull.pull(self.api, job_id, self.api.box, str(job.get("project") or ""))
+        except errors.Problem as problem:
+            if not self.behind:
+                self._say(f"the outputs of job {job_id} are still on the box: {problem.message}")
+            self.behind.append(job_id)
+            return
+        if done.aside or done.refused:
+            self._say(f"job {job_id}:")
+            logs.tell(done)
+        elif done.files:
+            self.home.append(done)
+
+    def _show(self, counts: dict[str, int]) -> None:
+        from runner.cli.jobs import count_text
+
+        text = f"{self.group}: {count_text(counts)}"
+        done = not self.left
+        if self.live and text != self.shown:
             sys.stderr.write(f"\r\x1b[K{output.cut(text, output.columns(sys.stderr) or 80)}" + "\n" * done)
             sys.stderr.flush()
-        elif done or (not live and not said):
+        elif done or not self.shown:
             output.say(text)
-        said = text
-        if done:
-            break
-    if counts.get(words.SUCCEEDED, 0) == sum(counts.values()):
-        output.say(f"`runner pull {group}` brings their outputs home")
-        return 0
-    output.say(f"`runner ps --no-group {group}` names those that did not succeed")
-    return 1
+        self.shown = text
+
+    def _say(self, *lines: str) -> None:
+        if self.live:
+            sys.stderr.write("\r\x1b[K")
+            self.shown = "\n"  # the counts are written again below
+        for line in lines:
+            output.say(line)
+
+    def close(self) -> int:
+        """Say what came home and what did not succeed; the exit code for it all."""
+        if self.home:
+            count = sum(len(done.files) for done in self.home)
+            size = sum(size for done in self.home for _, size in done.files)
+            first, last = (logs.near(done.folder) for done in (self.home[0], self.home[-1]))
+            where = first if len(self.home) == 1 else f"{first}/ to {os.path.basename(last)}"
+            output.say(f"{output.many(count, 'output')} in {output.clean(where)}/ ({output.size(size)})")
+        if self.behind:
+            output.say(f"`runner pull {values.query(list(self.behind))}` fetches the outputs that are still on the box")
+        if len(self.codes) > NAMED:
+            states = ",".join(self.states)
+            output.say(f"`runner ps --no-group --state {states} {self.group}` names all that did not succeed")
+        return self.codes[min(self.codes)] if self.codes else 0

@@ -35,7 +35,10 @@ def serve(link: socket.socket) -> None:
         # Not before it is quiet: the job that was just asked for needs the processor more.
         if staged is None and not waiting.poll(QUIET_MS):
             staged = _stage_if_possible(link)
-        packet = link.recv(PACKET)
+        try:
+            packet = link.recv(PACKET)
+        except ConnectionResetError:  # the daemon ended before it had read what we answered
+            return
         if not packet:
             return
         files.failpoint("p.received")
@@ -43,9 +46,16 @@ def serve(link: socket.socket) -> None:
             if staged is None or not _give(staged, packet):
                 _give(_stage(link), packet)
         except OSError as error:
-            link.send(f"{error.strerror}\0{packet.decode()}".encode())
+            _answer(link, f"{error.strerror}\0{os.fsdecode(packet)}")
         files.failpoint("p.forked")
         staged = None
+
+
+def _answer(link: socket.socket, said: str) -> None:
+    try:
+        link.send(os.fsencode(said), socket.MSG_DONTWAIT)
+    except OSError:
+        pass  # nobody listens: the attempt is fenced off a little later
 
 
 def _give(pipe: int, packet: bytes) -> bool:
@@ -91,10 +101,11 @@ def _supervisor(link: socket.socket, pipe: int) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
+        os.close(null)
         if link.fileno() > 0:
             link.close()
         stage()
-        directory = os.read(pipe, PACKET).decode()
+        directory = os.fsdecode(os.read(pipe, PACKET))
         os.close(pipe)
         if not directory:
             os._exit(0)
@@ -102,7 +113,7 @@ def _supervisor(link: socket.socket, pipe: int) -> None:
         code = supervise(AttemptDir(directory))
     except BaseException as error:
         # Without a record the daemon finds the lock free and settles it; the cause goes to its log.
-        os.write(2, f"supervisor {directory}: {type(error).__name__}: {error}\n".encode())
+        os.write(2, os.fsencode(f"supervisor {directory}: {type(error).__name__}: {error}\n"))
     finally:
         os._exit(code)
 

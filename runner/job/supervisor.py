@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 TICK = 0.2  # seconds between looks at the log's size; a flood of 1.5 GB/s overshoots its cap by 300 MB
 LEFTOVER_GRACE = 2.0  # after a natural end: TERM, this long, KILL
 SCAN_AFTER = 1.0  # shorter jobs that left no children are not searched for by environment: 5 ms they would feel
+SHELL_SIGNAL = 128  # a shell whose command was ended by a signal ends with this code and the signal's number
 FENCED = 90  # exit code of a supervisor that came too late or second
 PUNCH_STEP = 8 << 20
 EXIT_BYTES = 4096
+SCARCE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # the box's lack, not the command's fault
 LOCK_PATIENCE = 1.0
 
 
@@ -66,7 +68,7 @@ class Kit:
     def __init__(self) -> None:
         self.pid = os.getpid()
         files.become_subreaper()
-        self.watch = files.Watch()
+        self.watch = _watch()
         self.boot_id = files.boot_id()
         self.sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         # Used once here, because after a fork the first touch of each page costs a copy, 10 us: here it costs no job.
@@ -125,18 +127,18 @@ class Supervisor:
 
     def launch(self) -> tuple[int | None, dict[str, object] | None]:
         """Fork and exec. Returns (pid, None), or (pid or None, the exit record) when exec failed or never came."""
+        parent = os.getpid()
         try:
             program, started = self.prepare()
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            pid = os.fork()
         except Exception as error:
             return None, {"reason": _unable(error), "detail": _words(error), "started": False}
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        parent = os.getpid()
-        pid = os.fork()
         if pid == 0:
             self.become_job(parent, writer, program, started)  # never returns
         os.close(writer)
         # While the child gets going on another processor:
-        self.kit.watch.add(self.directory, files.IN_CREATE)
+        self.watch = _watching(self.kit.watch, self.directory)
         self.kills_before = processes.oom_kills()
         said = b""
         while chunk := os.read(reader, 4096):
@@ -174,7 +176,7 @@ class Supervisor:
                 signal.signal(number, signal.SIG_DFL)
             os.write(writer, b"exec")  # with EOF by close-on-exec: it happened; without: we died on the way
             os.execve(program, self.argv, self.env)
-        except OSError as error:
+        except Exception as error:
             os.write(writer, f"{_unable(error)}\0{_words(error)}".encode())
         finally:
             os._exit(127)
@@ -200,7 +202,8 @@ class Supervisor:
         pidfd = os.pidfd_open(pid)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        poll.register(self.kit.watch.fd, select.POLLIN)
+        if self.watch is not None:
+            poll.register(self.watch.fd, select.POLLIN)
         self.obey(pid)  # a cancel from before the watch
         while True:
             ended = any(fd == pidfd for fd, _ in poll.poll(TICK * 1000))
@@ -210,7 +213,7 @@ class Supervisor:
                 return status, usage
             self.log.trim()
             processes.reap_orphans(pid)
-            if self.kit.watch.drain():
+            if self.watch is None or self.watch.drain():
                 self.obey(pid)
             now = time.monotonic()
             if self.stopping is None and now >= deadline:
@@ -245,7 +248,7 @@ class Supervisor:
         record: dict[str, object] = {"exit_code": code if code >= 0 else None, "signal": ended_by, "started": True}
         if self.stopping is not None:
             record["reason"] = self.stopping
-        elif ended_by == signal.SIGKILL and processes.oom_kills() > self.kills_before:
+        elif signal.SIGKILL in (ended_by, code - SHELL_SIGNAL) and processes.oom_kills() > self.kills_before:
             record["reason"] = "host_out_of_memory"
         elif code != 0:
             record["reason"] = "signal" if ended_by else "exit_code"
@@ -263,6 +266,7 @@ class Supervisor:
         while not (processes.reap() and not processes.carriers(self.launch_id)):
             if time.monotonic() >= kill_at:
                 processes.kill(self.everything())
+            self.log.trim()
             time.sleep(0.01)
 
     def everything(self) -> set[int]:
@@ -310,6 +314,23 @@ class Log:
         self.punched = end
 
 
+def _watch() -> files.Watch | None:
+    """None where this user has as many watches as the kernel allows: then we look at every tick."""
+    try:
+        return files.Watch()
+    except OSError:
+        return None
+
+
+def _watching(watch: files.Watch | None, directory: AttemptDir) -> files.Watch | None:
+    try:
+        if watch is not None:
+            watch.add(directory, files.IN_CREATE)
+        return watch
+    except OSError:
+        return None
+
+
 def _open_folder(path: str) -> int | None:
     try:
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -337,9 +358,9 @@ def make_files(directory: AttemptDir) -> None:
 
 def _unable(error: Exception) -> str:
     """The reason of an end before the start."""
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) or error.errno in SCARCE:
         return "engine_failed"
-    return "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot_exec"
+    return "disk_full" if error.errno in files.DISK_FULL else "cannot_exec"
 
 
 def _words(error: Exception) -> str:

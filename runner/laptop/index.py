@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-VERSION = 1
+VERSION = 2
 FIELDS = 5  # numbers per path in `stats`
 RACY_NS = 2_000_000_000  # a file this young can change again without its times showing it (FAT counts in 2 s)
 
@@ -31,10 +31,11 @@ class Index:
 
     folders: every folder that was looked into; when none changed, no name appeared or went.
     watched: files with ignore rules that are not part of the snapshot.
+    passed: folders that were seen and not entered, being ignored; they have no stamp.
     """
 
     __slots__ = (
-        "bytes", "empty", "files", "folders", "include", "links", "listings", "shas", "snapshot", "stats",
+        "bytes", "empty", "files", "folders", "include", "links", "listings", "passed", "shas", "snapshot", "stats",
         "targets", "warnings", "watched",
     )  # fmt: skip
 
@@ -49,6 +50,7 @@ class Index:
         self.targets: list[str] = _split(columns["targets"])
         self.folders: list[str] = columns["folders"].split("\0")  # the root is "", so never without one
         self.watched: list[str] = _split(columns["watched"])
+        self.passed: list[str] = _split(columns["passed"])
         self.empty: list[str] = columns["empty"]
         self.warnings: list[str] = columns["warnings"]
         self.stats: list[int] = columns["stats"]
@@ -61,14 +63,29 @@ class Index:
     def paths(self) -> list[str]:
         return self.files + self.links + self.folders + self.watched
 
+    def columns(self) -> dict[str, Any]:
+        """What an Index is made from."""
+        joined = ("files", "links", "targets", "folders", "watched", "passed")
+        plain = ("snapshot", "include", "bytes", "listings", "shas", "empty", "warnings", "stats")
+        found = {name: "\0".join(getattr(self, name)) for name in joined}
+        return {**found, **{name: getattr(self, name) for name in plain}}
+
     def sha(self, number: int) -> str:
         return self.shas[64 * number : 64 * number + 64]
 
+    def stamps(self) -> list[Stamp]:
+        """In the order of paths()."""
+        stats = iter(self.stats)
+        return list(zip(stats, stats, stats, stats, stats, strict=True))
+
     def known(self) -> dict[str, tuple[Stamp, str]]:
         """path -> its stamp and hash."""
-        stats = iter(self.stats)
-        stamps = zip(stats, stats, stats, stats, stats, strict=True)
-        return {path: (stamp, self.sha(n)) for n, (path, stamp) in enumerate(zip(self.files, stamps, strict=False))}
+        pairs = zip(self.files, self.stamps(), strict=False)
+        return {path: (stamp, self.sha(n)) for n, (path, stamp) in enumerate(pairs)}
+
+    def names(self) -> set[str]:
+        """All that was judged."""
+        return {*self.paths(), *self.passed}
 
     def parts(self) -> dict[str, Any]:
         """The manifest that `snapshot` is the hash of."""

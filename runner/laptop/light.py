@@ -30,15 +30,15 @@ def _refuse(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def dumps(value: object) -> str:
-    """Compact and ASCII, keys in their order."""
+def dumps(value: object, ordered: bool = False) -> str:
+    """Compact and ASCII, keys as they come or in alphabetical order."""
     try:
-        encode = _json.make_encoder(None, _refuse, _json.encode_basestring_ascii, None, ":", ",", False, False, True)
+        encode = _json.make_encoder(None, _refuse, _json.encode_basestring_ascii, None, ":", ",", ordered, False, True)
         return "".join(encode(value, 0))
     except Exception:
         import json
 
-        return json.dumps(value, separators=(",", ":"))
+        return json.dumps(value, separators=(",", ":"), sort_keys=ordered)
 
 
 def loads(text: str) -> Any:

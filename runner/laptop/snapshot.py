@@ -14,9 +14,9 @@ import os
 import time
 
 from runner import errors
-from runner.laptop import git, index
+from runner.laptop import git, hashes, index
 from runner.laptop.git import shown
-from runner.laptop.light import loads
+from runner.laptop.light import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 
 LIMIT_BYTES = 1 << 30
 LIMIT_FILES = 100_000
-TRIES = 3  # a file that changes while it is read gets this many chances to sit still
-_PIECE = 1 << 20
+TRIES = hashes.TRIES
 
 
 # --- where a project begins ----------------------------------------------------------------------------------------
@@ -76,7 +75,9 @@ def _above(folder: str, name: str) -> str | None:
 class Snapshot:
     """id: the hash of its manifest. base: a snapshot that a box may know, as the nearest to tell changes from."""
 
-    __slots__ = ("_before", "_parts", "base", "bytes", "count", "id", "limits", "root", "seen", "unchanged", "warnings")
+    __slots__ = (
+        "_before", "_parts", "base", "bytes", "count", "id", "limits", "root", "seen", "sent", "unchanged", "warnings",
+    )  # fmt: skip
 
     def __init__(self, root: str, seen: index.Index, before: index.Index | None, limits: tuple[int, int]) -> None:
         self.root = root
@@ -90,6 +91,7 @@ class Snapshot:
         self.count = len(seen.files)
         self.warnings = seen.warnings
         self.unchanged = before is seen
+        self.sent = 0  # contents that the box lacked
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -111,10 +113,8 @@ class Snapshot:
 
 
 def manifest_bytes(parts: Mapping[str, Any]) -> bytes:
-    import json
-
     manifest = {"version": 1, "files": parts["files"], "links": parts["links"], "dirs": sorted(parts["dirs"])}
-    return json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    return dumps(manifest, ordered=True).encode("ascii")
 
 
 def read_manifest(data: bytes) -> dict[str, Any]:
@@ -163,6 +163,10 @@ class Walk:
             and len(known.files) <= self._limits[1]
         ):
             return Snapshot(self.root, known, known, self._limits)
+        if known and listings == known.listings and known.include == self._include:
+            seen = _mend(self.root, known, stats, self._began, self._limits)
+            if seen:
+                return Snapshot(self.root, seen, known, self._limits)
         return self._look(listings.get(""))
 
     def _look(self, top: str | None) -> Snapshot:
@@ -177,7 +181,7 @@ class Walk:
             except FileNotFoundError:
                 continue  # a file went between being found and being read: look again
             except OSError as error:
-                raise _unreadable(os.path.relpath(os.fsdecode(error.filename or "."), self.root), error) from None
+                raise hashes.unreadable(os.path.relpath(os.fsdecode(error.filename or "."), self.root), error) from None
         raise errors.BadData("files disappear while they are read", "wait until nothing changes them, and try again")
 
 
@@ -199,12 +203,11 @@ def begin(
 
 def _hash(names: Names, known: dict[str, tuple[index.Stamp, str]], began_ns: int) -> index.Index:
     """Name every file by its content, reading only those that the index does not know, and write the index."""
-    from hashlib import sha256
-
+    sha256 = hashes.sha256()
     files: dict[str, tuple[index.Stamp, str]] = {}
     for path, stamp in names.files.items():
         entry = known.get(path)
-        files[path] = entry if entry and entry[0] == stamp else _hash_file(names.root, path)
+        files[path] = entry if entry and entry[0] == stamp else hashes.of_file(names.root, path, sha256)
     entries = {path: [index.mode_of(stamp[4]), stamp[0], sha] for path, (stamp, sha) in files.items()}
     links = {path: target for path, (_, target) in names.links.items()}
     manifest = manifest_bytes({"files": entries, "links": links, "dirs": names.empty})
@@ -222,6 +225,7 @@ def _hash(names: Names, known: dict[str, tuple[index.Stamp, str]], began_ns: int
         "targets": "\0".join(links.values()),
         "folders": "\0".join(names.folders),
         "watched": "\0".join(names.watched),
+        "passed": "\0".join(names.passed),
         "empty": names.empty,
         "warnings": names.warnings,
         "stats": index.settled(stamps, began_ns),
@@ -230,47 +234,24 @@ def _hash(names: Names, known: dict[str, tuple[index.Stamp, str]], began_ns: int
     return index.Index(columns)
 
 
-def _hash_file(root: str, path: str) -> tuple[index.Stamp, str]:
-    """The stamp and hash of one state of a file: it must be the same file before and after the reading."""
-    from hashlib import sha256
+def _mend(
+    root: str, known: index.Index, stats: list[int], began_ns: int, limits: tuple[int, int]
+) -> index.Index | None:
+    """The last look with the edits since, and the index written; None when a new look is needed."""
+    from runner.laptop import edits
 
-    for _ in range(TRIES):
-        digest = sha256()
-        fd = _open(root, path)
-        try:
-            before = index.stamp_of(os.fstat(fd))
-            left = before[0]
-            while piece := os.read(fd, _PIECE):
-                digest.update(piece)
-                left -= len(piece)
-                if left < 0:
-                    break
-            if left == 0 and index.stamp_of(os.fstat(fd)) == before:
-                return before, digest.hexdigest()
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        finally:
-            os.close(fd)
-    raise errors.BadData(
-        f"{shown(path)} changed each of the {TRIES} times it was read",
-        "wait until it is complete, or leave it out with a line in .runnerignore",
-    )
-
-
-def _open(root: str, path: str) -> int:
-    try:
-        return os.open(f"{root}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: str, error: OSError) -> errors.BadData:
-    return errors.BadData(
-        f"{shown(path)} can't be read: {error.strerror}",
-        "make it readable, or leave it out with a line in .runnerignore",
-    )
+    found = edits.mended(root, known, stats)
+    if found is None or found.bytes > limits[0] or len(known.files) > limits[1]:
+        return None
+    columns = known.columns()
+    columns["shas"] = "".join(found.shas)
+    columns["bytes"] = found.bytes
+    columns["stats"] = [number for stamp in found.stamps for number in stamp]
+    manifest = manifest_bytes(index.Index(columns).parts())
+    columns["snapshot"] = hashes.sha256(len(manifest))(manifest).hexdigest()
+    columns["stats"] = index.settled(found.stamps, began_ns)
+    index.save(root, columns)
+    return index.Index(columns)
 
 
 # --- size ----------------------------------------------------------------------------------------------------------
@@ -282,14 +263,16 @@ def _check_size(names: Names, limit_bytes: int, limit_files: int) -> None:
     if total > limit_bytes:
         problem = f"the project's files are {size_text(total)}, the limit is {size_text(limit_bytes)}"
         largest = ", ".join(f"{shown(path)} ({size_text(size)})" for path, size in _largest(sizes))
+        otherwise = ", or raise the limit with --max-size"
     elif len(sizes) > limit_files:
         problem = f"the project has {len(sizes):,} files, the limit is {limit_files:,}"
         largest = ", ".join(f"{shown(path)} ({n:,})" for path, n in _largest(dict.fromkeys(sizes, 1)))
+        otherwise = ""
     else:
         return
     raise errors.TooLarge(
         f"{problem}; largest: {largest}",
-        "leave them out with lines in .runnerignore (data belongs on the box), or raise the limit with --max-size",
+        f"leave them out with lines in .runnerignore (data belongs on the box){otherwise}",
     )
 
 
@@ -350,6 +333,7 @@ def _deliver(client: Client, snapshot: Snapshot) -> str | None:
         if not missing:
             return None
         frames = Frames(snapshot, missing)
+        snapshot.sent += len(missing)
         try:
             client.request("POST", "/blobs", body=frames, headers={"Content-Type": "application/octet-stream"})
         except Exception:  # whatever the client makes of it: did we break off?
@@ -380,6 +364,7 @@ class Frames:
             self._wanted = [(sha, *paths[sha]) for sha in missing]
         except KeyError as error:
             raise errors.BadData(f"the box asks for what is not ours: {error}", "see `runner doctor`") from None
+        self._kind = hashes.sha256(sum(size for _, _, size in self._wanted))
         self.changed: str | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -389,7 +374,7 @@ class Frames:
             for piece in self._pieces(sha, path, size):
                 gathered.append(piece)
                 weight += len(piece)
-                if weight >= _PIECE:
+                if weight >= hashes.PIECE:
                     yield b"".join(gathered)
                     gathered, weight = [], 0
         if gathered:
@@ -398,18 +383,16 @@ class Frames:
     def _pieces(self, sha: str, path: str, size: int) -> Iterator[bytes]:
         """A piece is only given away when what follows can still show the box that the content is not what it says:
         the last one waits for the hash."""
-        from hashlib import sha256
-
-        digest = sha256()
+        digest = self._kind()
         yield f"{sha} {size}\n".encode()
         left = size
         try:
-            fd = _open(self._root, path)
+            fd = hashes.open_file(self._root, path)
         except (OSError, errors.BadData):
             self._give_up(path)
         try:
             while left:
-                piece = os.read(fd, min(left, _PIECE))
+                piece = os.read(fd, min(left, hashes.PIECE))
                 digest.update(piece)
                 left -= len(piece)
                 if not piece or (not left and digest.hexdigest() != sha):
@@ -418,7 +401,7 @@ class Frames:
             if not size and digest.hexdigest() != sha:
                 self._give_up(path)
         except OSError as error:
-            raise _unreadable(path, error) from None
+            raise hashes.unreadable(path, error) from None
         finally:
             os.close(fd)
 

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 PIECE = 64 << 10  # a line in a pipe that grows longer is written in pieces
 SEQUENCE_LIMIT = 64  # bytes of parameters of an escape sequence; longer ones are damaged
 STRING_LIMIT = 4096  # characters of a title or of another string meant for the terminal
+UP = "\x1e"  # stands for a movement up; no text holds it once control characters are gone
+ROWS = 50  # a stream that goes back further is believed no more
+STEADY = 20  # so many lines without a movement, and the stream is taken to be through with them
 
 _CONTROLS = bytes(byte for byte in (*range(32), 127) if byte not in b"\t\n\r")
 _BIDI = "\u202a-\u202e\u2066-\u2069"  # they reorder what stands beside them
@@ -127,7 +130,8 @@ class Screen(Characters):
 
 
 class Folded(Characters):
-    """For a pipe: text only, and of a line that was redrawn with carriage returns its last state.
+    """For a pipe: text only, and of a line that was redrawn its last state, be it with carriage returns or, as nested
+    progress bars are, by moving up to it.
 
     A state of PIECE characters or more is written as it comes and can't be taken back: it becomes a line of its own.
     """
@@ -137,9 +141,10 @@ class Folded(Characters):
         self._line = ""  # the unfinished line's last state, perhaps with one carriage return
         self._spilled = False  # the beginning of that state has been written
         self._fresh = True
+        self._rows: _Rows | None = None  # while the stream moves between lines
 
     def feed(self, data: bytes) -> bytes:
-        if not self._passes(data) or b"\r" in data or self._spilled:
+        if self._rows or self._spilled or not self._passes(data) or b"\r" in data:
             return self._filter(self._whole(data, False))
         end = data.rfind(b"\n") + 1
         if not end or self._line.endswith("\r"):
@@ -151,13 +156,38 @@ class Folded(Characters):
     def finish(self) -> bytes:
         """The unfinished line, ended. Afterwards another stream may begin."""
         out = self._filter(self._whole(b"", True))
+        if self._rows:
+            out += self._leave(self._rows)
         rest = self._line.rstrip("\r").encode()
         end = b"" if self._fresh and not rest else b"\n"
         self._line, self._spilled, self._fresh = "", False, True
         return out + rest + end
 
     def _filter(self, text: str) -> bytes:
-        text = self._line + (text if text.isprintable() else _odd().sub("", text))
+        text = text if text.isprintable() else _odd().sub(_upwards, text)
+        out = []
+        while True:
+            if self._rows:
+                written, text = self._rows.feed(text)
+                out.append(written.encode())
+                if self._rows.over:
+                    out.append(self._leave(self._rows))
+            else:
+                before, up, text = text.partition(UP)
+                out.append(self._fold(before))
+                if up and not self._spilled:
+                    self._rows, self._line, text = _Rows(self._line.rstrip("\r")), "", up + text
+            if not text:
+                return b"".join(out)
+
+    def _leave(self, rows: _Rows) -> bytes:
+        """The stream moves no more: its last row is the line that it is in."""
+        self._rows = None
+        written, self._line = rows.rest()
+        return written.encode()
+
+    def _fold(self, text: str) -> bytes:
+        text = self._line + text
         out = []
         if self._spilled:
             flowing, text = self._flow(text)
@@ -185,6 +215,81 @@ class Folded(Characters):
             return text[:at], text[at : at + 1]  # after a carriage return: perhaps a newline follows
         self._spilled = False
         return text[:at] + "\n", after.removeprefix("\n")
+
+
+class _Rows:
+    """The last lines of a stream that moves up between them. One is written when it is further up than the stream
+    has ever gone back: such a stream is as many lines late as it has progress bars."""
+
+    def __init__(self, line: str) -> None:
+        self._rows: list[str | None] = [line]  # None: above our beginning, and already written
+        self._at = 0
+        self._again = False  # what comes next replaces the row
+        self._depth = 0
+        self._steady = 0  # lines since the last move
+        self.over = False  # no more moves are believed in
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """(lines that are complete, what is not for us any more)"""
+        import re
+
+        out: list[str] = []
+        at = 0
+        for found in re.finditer(f"[\r\n{UP}]|[^\r\n{UP}]+", text):
+            part, at = found.group(), found.end()
+            if part == "\r":
+                self._again = True
+            elif part == "\n":
+                out += self._down()
+            elif part == UP:
+                self._up()
+            else:
+                row = "" if self._again else self._rows[self._at] or ""
+                room = max(0, PIECE - len(row))
+                self._rows[self._at], self._again = row + part[:room], False
+                self.over = room <= len(part)  # too long to be held
+                at -= max(0, len(part) - room)
+            if self.over:
+                break
+        return "".join(out), text[at:]
+
+    def rest(self) -> tuple[str, str]:
+        """(the rows that are complete, the unfinished one)"""
+        *above, last = self._rows
+        return "".join(map(_row, above)), (last or "").rstrip(" ")
+
+    def _down(self) -> list[str]:
+        self._at, self._again = self._at + 1, True
+        self._steady += 1
+        self.over = self._steady > STEADY
+        if self._at == len(self._rows):
+            self._rows.append("")
+        out = []
+        while len(self._rows) > self._depth + 1 and self._at:
+            out.append(_row(self._rows.pop(0)))
+            self._at -= 1
+        return out
+
+    def _up(self) -> None:
+        self._again, self._steady = True, 0
+        if self._at:
+            self._at -= 1
+        elif len(self._rows) < ROWS:
+            self._rows.insert(0, None)
+        self._depth = max(self._depth, len(self._rows) - 1 - self._at)
+
+
+def _row(text: str | None) -> str:
+    """A row as a line; one that was never ours, or was wiped out with blanks, is none."""
+    return "" if text is None or text.isspace() else f"{text}\n"
+
+
+def _upwards(found: Any) -> str:
+    """What remains in a pipe of an escape sequence: that the cursor moved up."""
+    parameters, final = found.group(1, 2)
+    if final != "A" or parameters.strip("0123456789"):
+        return ""
+    return UP * min(int(parameters or 1) or 1, ROWS)
 
 
 def _folded(text: str) -> str:

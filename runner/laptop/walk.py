@@ -27,6 +27,7 @@ class Names:
         self.files: dict[str, Stamp] = {}
         self.links: dict[str, tuple[Stamp, str]] = {}
         self.folders: dict[str, Stamp] = {}
+        self.passed: list[str] = []  # folders that were seen and not entered
         self.empty: list[str] = []
         self.watched: dict[str, Stamp] = {}
         self.listings: dict[str, str] = {}
@@ -192,10 +193,16 @@ def _look_around(names: Names) -> None:
         for folder in sorted(fresh):
             for entry in names.entries(folder):
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if path not in known and _odd(names, path, entry):
+                if path in known:
+                    continue
+                if _odd(names, path, entry):
                     candidates[path] = entry
+                elif entry.is_dir(follow_symlinks=False):
+                    names.passed.append(path)
         fresh = set()
-        for path, entry in _not_ignored(names, candidates).items():
+        kept = _not_ignored(names, candidates)
+        names.passed += [path for path in candidates if path not in kept]
+        for path, entry in kept.items():
             if entry.is_dir(follow_symlinks=False):
                 fresh.add(path)
             else:
@@ -250,8 +257,8 @@ def _walk(names: Names, folder: str) -> None:
         for entry in entries:
             path = prefix + entry.name
             if entry.is_dir(follow_symlinks=False):
-                if not is_environment(entry.path) and not names.rules.excludes(path, folder=True):
-                    pending.append(path)
+                entered = not is_environment(entry.path) and not names.rules.excludes(path, folder=True)
+                (pending if entered else names.passed).append(path)
             elif not names.rules.excludes(path):
                 names.add(path, entry.stat(follow_symlinks=False))
 

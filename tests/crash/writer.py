@@ -16,12 +16,12 @@ from collections.abc import Callable
 
 from runner import files, words
 from runner.box import settle as settle_module
-from runner.box import store as store_module
 from runner.box.daemon import Daemon
 from runner.box.engines.plain import Plain
 from runner.box.prepare import Preparation
 from runner.box.settings import Settings
 from runner.box.store import Store
+from runner.box.store import database as store_module
 from runner.box.wishes import Wishes
 from runner.errors import DiskFull, Problem, StateDamaged
 from runner.job import parent

@@ -70,6 +70,7 @@ class Removed:
 class Kept:
     count: int
     bytes: int
+    jobs: list[int]  # the first hundred of them
 
 
 @dataclass
@@ -85,7 +86,7 @@ async def hello(here: Here, who: Who) -> Response:
         {
             "api": runner.API_LEVEL,
             "version": runner.__version__,
-            "box": settings.box,
+            "box": settings.name,
             "pid": os.getpid(),
             "uid": who.uid,
             "role": who.role,
@@ -101,7 +102,7 @@ async def about(here: Here) -> Response:
     free, total = files.disk_room(daemon.settings.state)
     return answer(
         {
-            "box": daemon.settings.box,
+            "box": daemon.settings.name,
             "state": daemon.settings.state,
             "capacity": daemon.engine.capacity(),
             "free": _free(here),

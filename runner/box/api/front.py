@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import runner
-from runner import errors
+from runner import errors, files
 from runner.box.api.house import House, answer
 
 Scope = MutableMapping[str, Any]
@@ -20,6 +20,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+CONNECTIONS_MAX = 256  # a follower costs three descriptors, and 1024 are usual
 JSON_BYTES = 8 << 20
 MANIFEST_BYTES = 64 << 20  # 100,000 files with long names
 HEADERS = [
@@ -44,10 +45,14 @@ class Front:
 
         self.house.requests += 1
         try:
+            if len(self.house.connections) > CONNECTIONS_MAX:
+                return await too_many()(scope, receive, with_headers)
             await self.app(scope, limited(scope, receive), with_headers)
         except ClientDisconnect:
             pass  # whoever asked has gone, with nobody left to tell
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in files.DISK_FAILED:
+                self.house.doomed(errors.StateDamaged(f"the box's disk failed: {error}", "check the disk"))
             self.house.daemon.report(
                 f"{scope.get('method')} {scope.get('path')}: " + "".join(traceback.format_exception(error)).rstrip()
             )
@@ -60,6 +65,16 @@ class Front:
         finally:
             self.house.requests -= 1
             self.house.touch()
+
+
+def too_many() -> Response:
+    """Refused, and the connection closed: the room is for those who are being answered."""
+    full = errors.Unreachable(
+        f"the box has more than {CONNECTIONS_MAX} connections open", "try again when some of the followers are gone"
+    )
+    reply = refused(full)
+    reply.headers["connection"] = "close"
+    return reply
 
 
 def limited(scope: Scope, receive: Receive) -> Receive:
@@ -99,8 +114,12 @@ def set_words(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
 
 
-async def _problem(_: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.Problem), "the handler is registered for these"
+    here: House = request.app.state.house
+    # A content that is damaged is a StateDamaged, too, but the next submit mends it.
+    if isinstance(error, errors.StateDamaged) and error is here.daemon.store.damage:
+        here.doomed(error)
     return refused(error)
 
 

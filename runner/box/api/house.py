@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request, Response
@@ -35,6 +36,8 @@ class House:
     gate: Gate
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
+    doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so
+    connections: Sized = ()  # that are open now
     requests: int = 0  # being answered now, streams included
     last_request: float = 0.0  # monotonic
     _streams: set[asyncio.Event] = field(default_factory=set)
@@ -88,7 +91,13 @@ def _plain(value: object) -> dict[str, object]:
     """A value of model.py as an object; much cheaper than dataclasses.asdict, which copies deeply."""
     if not is_dataclass(value):
         raise TypeError(f"{type(value).__name__} has no JSON form")
-    return {each.name: getattr(value, each.name) for each in fields(value)}
+    kind: Any = type(value)
+    return {name: getattr(value, name) for name in _names(kind)}
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind))
 
 
 def checked(ids: Iterable[int | str]) -> list[int | str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from runner import errors, words
-from runner.box import outputs
+from runner.box import listing, outputs
 from runner.box.api.house import Here, House, JobId, answer, checked, expanded
 from runner.box.auth import Who
+from runner.box.store import Group
 from runner.errors import nearest
 from runner.model import Attempt, Job, JobSpec, Submission, Submitted
 
@@ -65,7 +67,24 @@ class Why:
 
 
 @dataclass
-class Group:
+class Listed(Jobs):
+    groups: list[Group] = field(default_factory=list)  # only when asked for `grouped`
+
+
+@dataclass
+class Brief:
+    id: int
+    state: str
+    priority: int
+
+
+@dataclass
+class Changed:
+    jobs: list[Job] | list[Brief]
+
+
+@dataclass
+class Counted:
     group: str
     jobs: dict[str, int]  # state -> how many
 
@@ -113,26 +132,26 @@ async def _learn(here: House, spec: JobSpec) -> None:
 # --- wishes ---
 
 
-@routes.post("/jobs/cancel", response_model=Jobs)
-async def cancel(here: Here, who: Who, wish: Cancel) -> Response:
+@routes.post("/jobs/cancel", response_model=Changed)
+async def cancel(here: Here, who: Who, wish: Cancel, brief: bool = False) -> Response:
     if wish.grace is not None and not 0 <= wish.grace <= 86400:
         raise errors.BadRequest(f"the grace is {wish.grace} s; it takes 0 to 86400")
-    return _now(here, here.wishes.cancel(who, _ids(here, wish), wish.grace))
+    return _now(here, here.wishes.cancel(who, _ids(here, wish), wish.grace), brief)
 
 
-@routes.post("/jobs/hold", response_model=Jobs)
-async def hold(here: Here, who: Who, wish: Which) -> Response:
-    return _now(here, here.wishes.hold(who, _ids(here, wish)))
+@routes.post("/jobs/hold", response_model=Changed)
+async def hold(here: Here, who: Who, wish: Which, brief: bool = False) -> Response:
+    return _now(here, here.wishes.hold(who, _ids(here, wish)), brief)
 
 
-@routes.post("/jobs/release", response_model=Jobs)
-async def release(here: Here, who: Who, wish: Which) -> Response:
-    return _now(here, here.wishes.release(who, _ids(here, wish)))
+@routes.post("/jobs/release", response_model=Changed)
+async def release(here: Here, who: Who, wish: Which, brief: bool = False) -> Response:
+    return _now(here, here.wishes.release(who, _ids(here, wish)), brief)
 
 
-@routes.post("/jobs/priority", response_model=Jobs)
-async def prioritise(here: Here, who: Who, wish: Priority) -> Response:
-    return _now(here, here.wishes.prioritise(who, _ids(here, wish), wish.priority))
+@routes.post("/jobs/priority", response_model=Changed)
+async def prioritise(here: Here, who: Who, wish: Priority, brief: bool = False) -> Response:
+    return _now(here, here.wishes.prioritise(who, _ids(here, wish), wish.priority), brief)
 
 
 @routes.post("/jobs/{job_id}/fetched")
@@ -149,14 +168,16 @@ def _ids(here: House, wish: Which) -> list[int]:
     return ids
 
 
-def _now(here: House, jobs: Sequence[Job]) -> Response:
+def _now(here: House, jobs: Sequence[Job], brief: bool) -> Response:
+    if brief:
+        return answer({"jobs": [{"id": job.id, "state": job.state, "priority": job.priority} for job in jobs]})
     return answer({"jobs": here.wishes.fresh(jobs)})
 
 
 # --- questions ---
 
 
-@routes.get("/jobs", response_model=Jobs)
+@routes.get("/jobs", response_model=Listed)
 async def jobs(
     here: Here,
     state: str = "",
@@ -164,19 +185,32 @@ async def jobs(
     last: Annotated[int | None, Query(ge=1)] = None,
     finished: Annotated[int, Query(ge=0, le=FINISHED_MAX)] = 20,
     all: bool = False,
+    grouped: bool = False,
 ) -> Response:
-    """Without parameters the unfinished jobs and the last 20 finished. all: every job, as lines of JSON."""
+    """Without parameters the unfinished jobs and the last 20 finished. all: every job, as lines of JSON. grouped: each
+    group as a whole, instead of its jobs that wait."""
     states = _states(state)
     if all:
         return StreamingResponse(_every(here, states), media_type="application/x-ndjson")
+    if grouped:
+        return answer(_grouped(here, ids, finished, states))
     if ids is not None:
         found = here.daemon.store.jobs(here.wishes.numbers(expanded(ids)))
     else:
         ends = [name for name in states or words.FINISHED if name in words.FINISHED]
-        found = here.daemon.store.recent(finished, ends)
+        found = here.daemon.store.last(finished, ends)
+        found = sorted([*here.daemon.book.jobs.values(), *found], key=lambda job: job.id)
     found = here.wishes.fresh(found)
     found = [job for job in found if not states or job.state in states]
     return answer({"jobs": found[-last:] if last else found})
+
+
+def _grouped(here: House, ids: str | None, finished: int, states: Sequence[str]) -> dict[str, Any]:
+    if ids is None:
+        jobs, groups = listing.overview(here.daemon, finished, states, time.time())
+    else:
+        jobs, groups = listing.named(here.daemon, expanded(ids), states, time.time())
+    return {"jobs": jobs, "groups": groups}
 
 
 async def _every(here: House, states: Sequence[str]) -> AsyncIterator[bytes]:
@@ -221,7 +255,7 @@ async def why(here: Here, job_id: JobId) -> Response:
     return answer({"id": job.id, "state": job.state, "why": here.wishes.why(job)})
 
 
-@routes.get("/groups/{group}", response_model=Group)
+@routes.get("/groups/{group}", response_model=Counted)
 async def group(here: Here, group: str) -> Response:
     name = f"g{group.removeprefix('g')}"
     ids = here.wishes.numbers(checked([name]))

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from runner import errors, words
 from runner.box import logs, outputs
@@ -16,6 +17,15 @@ from runner.box.api.house import ID_MAX, Here, House, JobId, answer, dumps
 from runner.model import Job
 
 routes = APIRouter()
+
+
+class _AnyPath(PathConvertor):
+    """A path with whatever in it: the usual one ends at a newline, which a file's name may hold."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("any_path", _AnyPath())
 
 PIECE = 1 << 20  # of a log, unless asked otherwise
 PIECE_MAX = 16 << 20
@@ -108,7 +118,7 @@ async def listing(here: Here, job_id: JobId) -> Response:
     return answer(await here.call(lambda: outputs.listing(root).as_json()))
 
 
-@routes.get("/jobs/{job_id}/outputs/{path:path}", response_class=StreamingResponse)
+@routes.get("/jobs/{job_id}/outputs/{path:any_path}", response_class=StreamingResponse)
 async def output(
     here: Here, request: Request, job_id: JobId, path: str, offset: Annotated[int, Query(ge=0, le=ID_MAX)] = 0
 ) -> Response:

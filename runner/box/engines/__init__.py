@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +43,9 @@ class Engine(Protocol):
     def start(self, launches: Sequence[Launch]) -> None:
         """Hand attempts over. Returns before they run; what became of them shows up as evidence."""
 
+    def refusals(self) -> Collection[Key]:
+        """Those handed over whose supervisor will not come, as became known since the last call."""
+
     def stage(self, keys: Sequence[Key]) -> None:
         """These are likely to start next: whatever can be made ready for them without doing anything yet."""
 
@@ -50,4 +53,4 @@ class Engine(Protocol):
         """Make the wishes durable and pass them on; the ends show up as evidence."""
 
     def evidence(self, keys: Sequence[Key]) -> Mapping[Key, Evidence]:
-        """What is known of each attempt, read afresh."""
+        """What is known of each attempt, read afresh. One that can't be read just now is left out."""

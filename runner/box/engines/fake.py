@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from runner.box.engines import Key, Launch, Stop
@@ -39,6 +39,9 @@ class Fake:
             if launch.key in self.attempts:
                 raise RuntimeError(f"attempt {launch.key} was started before")
             self.attempts[launch.key] = Attempt(launch)
+
+    def refusals(self) -> Collection[Key]:
+        return ()
 
     def stage(self, keys: Sequence[Key]) -> None:
         return

@@ -6,29 +6,44 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from runner import files
 from runner.box.engines import Key, Launch, Stop
 from runner.files import failpoint
 from runner.job import processes, supervisor
+from runner.job.parent import PACKET
 from runner.model import Evidence, Exit, Resources
 from runner.paths import AttemptDir, StateDir
 
-KILL_WAIT = 5.0  # seconds that a fence waits for killed processes to be gone
+KILL_WAIT = 0.2  # seconds that a fence waits for killed processes to be gone; then the next look goes on
 
 # Starts a parent of supervisors on one end of a socket pair; returns its process id.
 Spawn = Callable[[socket.socket], int]
+# Has a turn taken whenever a link has something to read; returns what ends that.
+Listen = Callable[[socket.socket], Callable[[], object]]
 
 
 class Plain:
-    def __init__(self, state: StateDir, capacity: Resources, spawn: Spawn) -> None:
+    def __init__(
+        self,
+        state: StateDir,
+        capacity: Resources,
+        spawn: Spawn,
+        listen: Listen = lambda link: lambda: None,
+        report: Callable[[str], None] = lambda said: None,
+    ) -> None:
         self.state = state
         self._capacity = capacity
-        self._spawn = spawn
+        self._spawn, self._listen, self._report = spawn, listen, report
         self._link: socket.socket | None = None
+        self._unlisten: Callable[[], object] = lambda: None
         self.parent: int | None = None
         self._staged: set[Key] = set()  # attempts whose folders were made ahead
+        self._awaited: set[Key] = set()  # asked for over this link, and not yet seen to have begun
+        self._refused: set[Key] = set()
+        self._told: set[str] = set()  # about attempts that give trouble
 
     # --- the verbs ---
 
@@ -38,45 +53,72 @@ class Plain:
     def start(self, launches: Sequence[Launch]) -> None:
         if not launches:
             return
+        self._refused.update(launch.key for launch in launches)
         new = [launch.key for launch in launches if launch.key not in self._staged]
         for key in new:
-            self._make_dirs(*key)
+            with self._alone(key):
+                self._make_dirs(*key)
         if new:
             files.fsync_dir(self.state.jobs)
         self._staged -= {launch.key for launch in launches}
         failpoint("d.dirs")
         for launch in launches:
-            directory = self._dir(launch.key)
-            # Not fsynced: after a power cut an attempt without a `started` record is abandoned, never started.
-            try:
-                _write_spec(directory, launch)
-            except FileNotFoundError:  # made ahead, and removed since by somebody
-                self._make_dirs(*launch.key)
-                _write_spec(directory, launch)
-            failpoint("d.spec")
-            self._ask(directory)
-            failpoint("d.asked")
+            with self._alone(launch.key):
+                self._start(launch)
+                self._refused.discard(launch.key)
+
+    def refusals(self) -> Collection[Key]:
+        """Those that could not be handed over, that the parent could not fork for, or that it took along when it
+        died: whether it had read them nobody knows, and a fence makes sure of."""
+        self._hear()
+        refused, self._refused = self._refused, set()
+        return refused
 
     def stage(self, keys: Sequence[Key]) -> None:
         """Make their folders, durably, and the files in them: two milliseconds that their starts need not take."""
-        new = [key for key in keys if key not in self._staged]
-        for key in new:
-            self._make_dirs(*key)
-            supervisor.make_files(self._dir(key))
-        if new:
+        known = self._staged
+        self._staged = known & set(keys)
+        for key in keys:
+            if key not in known:
+                try:
+                    self._make_dirs(*key)
+                    supervisor.make_files(self._dir(key))
+                except OSError:
+                    continue  # its start meets the same trouble, and names it
+                self._staged.add(key)
+        if self._staged - known:
             files.fsync_dir(self.state.jobs)
-            self._staged.update(new)
 
     def stop(self, stops: Sequence[Stop]) -> None:
         for stop in stops:
-            if stop.fence:
-                self._fence(stop)
-            else:
-                self._wish(stop)
+            with self._alone(stop.key):
+                if stop.fence:
+                    self._fence(stop)
+                else:
+                    self._wish(stop)
 
     def evidence(self, keys: Sequence[Key]) -> Mapping[Key, Evidence]:
         boot = files.boot_id()
-        return {key: self._evidence(self._dir(key), boot) for key in keys}
+        found: dict[Key, Evidence] = {}
+        for key in keys:
+            with self._alone(key):
+                found[key] = self._evidence(self._dir(key), boot)
+                if found[key].alive or found[key].exit is not None:
+                    self._awaited.discard(key)
+        return found
+
+    @contextmanager
+    def _alone(self, key: Key) -> Iterator[None]:
+        """What is wrong with the files of one attempt is told, and holds nobody else up. A disk is everybody's."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in files.DISK_FULL + files.DISK_FAILED:
+                raise
+            said = f"job {key[0]}, attempt {key[1]}: {error.strerror}: {error.filename}"
+            if said not in self._told:
+                self._told.add(said)
+                self._report(said)
 
     # --- reading ---
 
@@ -103,6 +145,20 @@ class Plain:
                 os.close(held)
 
     # --- writing ---
+
+    def _start(self, launch: Launch) -> None:
+        directory = self._dir(launch.key)
+        # Not fsynced: after a power cut an attempt without a `started` record is abandoned, never started.
+        try:
+            _write_spec(directory, launch)
+        except FileNotFoundError:  # made ahead, and removed since by somebody
+            self._make_dirs(*launch.key)
+            files.fsync_dir(self.state.jobs)
+            _write_spec(directory, launch)
+        failpoint("d.spec")
+        self._ask(directory)
+        self._awaited.add(launch.key)
+        failpoint("d.asked")
 
     def _wish(self, stop: Stop) -> None:
         directory = self._dir(stop.key)
@@ -159,15 +215,15 @@ class Plain:
     # --- the parent of supervisors ---
 
     def _ask(self, directory: str) -> None:
-        """Ask the parent for a supervisor; a parent that is gone is replaced once, then the next pass tries again."""
-        for _ in range(2):
-            link = self.connect()
-            try:
-                link.send(os.fsencode(directory))
-                return
-            except (BrokenPipeError, ConnectionResetError):
-                link.close()
-                self._link = None
+        """Ask the parent for a supervisor; one that is gone, or stopped with its mail unread, is replaced once."""
+        try:
+            self.connect().send(os.fsencode(directory), socket.MSG_DONTWAIT)
+        except (BrokenPipeError, ConnectionResetError):
+            self._lose_parent()
+            self.connect().send(os.fsencode(directory), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.close()
+            self.connect().send(os.fsencode(directory), socket.MSG_DONTWAIT)
 
     def connect(self) -> socket.socket:
         """The link to the parent of supervisors, which is started if there is none."""
@@ -175,27 +231,39 @@ class Plain:
             self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self.parent = self._spawn(theirs)
+            self._unlisten = self._listen(self._link)
         return self._link
 
-    def refusals(self) -> Iterator[tuple[str, str]]:
-        """(attempt directory, why) of the supervisors that the parent could not fork."""
+    def _hear(self) -> None:
+        """What the parent could not do; or that it is gone."""
         while self._link is not None:
             try:
-                packet = self._link.recv(65536, socket.MSG_DONTWAIT)
-            except (BlockingIOError, ConnectionResetError):
+                packet = self._link.recv(PACKET, socket.MSG_DONTWAIT)
+            except BlockingIOError:
                 return
+            except ConnectionResetError:  # gone, with mail unread
+                packet = b""
             if not packet:
-                self._link.close()
-                self._link = None
+                self._lose_parent()
                 return
-            why, _, directory = packet.decode().partition("\0")
-            yield directory, why
+            why, _, directory = os.fsdecode(packet).partition("\0")
+            job, attempt = map(int, directory.split("/")[-2:])
+            self._report(f"job {job}, attempt {attempt}: no supervisor could be forked: {why}")
+            self._refused.add((job, attempt))
+
+    def _lose_parent(self) -> None:
+        if self._awaited:
+            self._report(f"the parent of supervisors is gone; {len(self._awaited)} that were asked for are asked again")
+        self._refused |= self._awaited
+        self.close()
 
     def close(self) -> None:
         """Let the parent go; supervisors stay."""
         if self._link is not None:
+            self._unlisten()
             self._link.close()
             self._link = None
+        self._awaited.clear()
 
 
 def _write_spec(directory: AttemptDir, launch: Launch) -> None:
@@ -203,7 +271,7 @@ def _write_spec(directory: AttemptDir, launch: Launch) -> None:
     data = json.dumps(record | launch.spec).encode()
     fd = os.open(f"{directory}/.spec", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
+        files.write_all(fd, data)
     finally:
         os.close(fd)
     os.rename(f"{directory}/.spec", directory.spec)

@@ -29,7 +29,7 @@ def choose(read: Read, script: str | None, wanted: str, base_python: str) -> Rec
     if wanted == "base":
         return None
     if wanted != "auto":
-        raise errors.BadRequest(f"no environment is called {wanted}", "use `--env auto` or `--env base`")
+        raise errors.BadRequest(f"no environment is called {wanted}", "auto or base")
     kinds: list[Kind] = [Uv(base_python)]
     return next((recipe for kind in kinds if (recipe := kind.recipe(read, script))), None)
 
@@ -66,6 +66,10 @@ class Environments:
                 if not self.ready(recipe.id):
                     self._make(recipe, self.path(recipe.id), lock)
         except OSError as error:
+            if error.errno in files.DISK_FULL:
+                raise errors.DiskFull(
+                    f"the box's disk was full while the environment ({recipe.label}) was built", "see `runner clean`"
+                ) from error
             raise EnvironmentFailed(
                 f"the environment ({recipe.label}) could not be built: {error.strerror}: {error.filename}",
                 "see `runner doctor`",

@@ -14,7 +14,7 @@ from runner.box.envs.recipe import Read
 
 SELF_HINT = (
     "name only packages that can be fetched; the project's own modules are found beside the script, "
-    "and `--env base` leaves it all out"
+    "and `--base` leaves it all out"
 )
 _OPTION = re.compile(r"(?:(--requirement|--constraint|--editable|--find-links)[ =]\s*|(-[rcef])\s*)(.+)")
 _ARCHIVES = (".whl", ".tar.gz", ".zip")
@@ -84,7 +84,7 @@ def project(read: Read, script: str | None) -> Declared | None:
     if "dependencies" in table.get("dynamic", []):
         raise errors.BadRequest(
             "pyproject.toml leaves its dependencies to its build (dynamic), which does not run on the box",
-            "put them in a header (PEP 723) or in requirements.txt, or use `--env base`",
+            "put them in a header (PEP 723) or in requirements.txt, or use `--base`",
         )
     if "dependencies" not in table:
         return None

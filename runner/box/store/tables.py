@@ -1,0 +1,95 @@
+"""The tables. Their classes say what is in the file; everything else works with the Core tables below."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+from sqlmodel import Field, SQLModel
+
+
+class Meta(SQLModel, table=True):
+    __tablename__ = "meta"
+    key: str = Field(primary_key=True)
+    value: str
+
+
+class SpecRow(SQLModel, table=True):
+    """What was asked, once for all jobs of an array."""
+
+    __tablename__ = "specs"
+    id: int | None = Field(default=None, primary_key=True)
+    body: str  # JSON of a JobSpec
+
+
+class JobRow(SQLModel, table=True):
+    """The columns that are asked for by themselves; the rest of what was asked is in the spec."""
+
+    __tablename__ = "jobs"
+    __table_args__ = {"sqlite_autoincrement": True}  # an id is never used again
+    id: int | None = Field(default=None, primary_key=True)
+    spec_id: int = Field(foreign_key="specs.id")
+    state: str
+    name: str
+    user: str
+    uid: int
+    priority: int
+    group_id: int | None = Field(default=None, index=True)
+    array_index: int | None = None
+    params: str = "{}"
+    submitted_at: float
+    held: bool = False
+    cancel_requested_at: float | None = None
+    not_before: float | None = None
+    attempt: int = 0
+    retries_used: int = 0
+    misfires: int = 0
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    detail: str = ""
+    environment: str | None = None
+    snapshot: str | None = Field(default=None, index=True)
+    fetched_at: float | None = None
+    outputs_removed_at: float | None = None
+
+
+class AttemptRow(SQLModel, table=True):
+    __tablename__ = "attempts"
+    job_id: int = Field(primary_key=True, foreign_key="jobs.id")
+    number: int = Field(primary_key=True)
+    state: str
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    detail: str = ""
+
+
+class KeyRow(SQLModel, table=True):
+    """An idempotency key and what it made, so that a repeated request is answered, not repeated."""
+
+    __tablename__ = "keys"
+    uid: int = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    digest: str
+    first_id: int
+    count: int
+    group_id: int | None = None
+    created_at: float
+
+
+JOBS = JobRow.__table__  # type: ignore[attr-defined]
+ATTEMPTS = AttemptRow.__table__  # type: ignore[attr-defined]
+SPECS = SpecRow.__table__  # type: ignore[attr-defined]
+KEYS = KeyRow.__table__  # type: ignore[attr-defined]
+META = Meta.__table__  # type: ignore[attr-defined]
+INDEXES = "CREATE INDEX IF NOT EXISTS jobs_by_end ON jobs (state, ended_at, id)"
+
+
+def make(connection: Connection) -> None:
+    """Whatever is not there yet."""
+    SQLModel.metadata.create_all(connection)
+    connection.exec_driver_sql(INDEXES)
