@@ -35,6 +35,9 @@ REASONS = {
     "engine_failed": "the box could not start a process for it",
 }
 
+# Why a job waits that in truth does not: nothing is in its way.
+STARTS_NOW = "starts now"
+
 # What `--retry-on` may name. A reason outside of it can't be changed by trying again.
 RETRYABLE = (
     "exit_code", "signal", "time_limit", "host_out_of_memory", "cuda_out_of_memory", "disk_full", "gpu_lost",

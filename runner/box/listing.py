@@ -56,14 +56,14 @@ def _explained(daemon: Daemon, jobs: Sequence[Job], groups: list[Group], now: fl
         sample = list(_telling(daemon.book.queued, waiting, daemon.engine.capacity().cpus, now))
         waits = daemon.schedule(now, explain=True, queued=sample).waits
         for job in jobs:
-            job.why = waits.get(job.id, "starts now") if job.id in waiting else ""
+            job.why = waits.get(job.id, words.STARTS_NOW) if job.id in waiting else ""
         reasons: dict[str | None, str] = {}
         for job in sorted(sample, key=lambda job: _pauses(job, now)):
             if job.id in waits:
                 held = f"held; `runner release {job.group}` lets them go"
                 reasons.setdefault(job.group, held if job.held else waits[job.id])
         for group in groups:
-            group.why = reasons.get(group.group, "starts now") if words.QUEUED in group.counts else ""
+            group.why = reasons.get(group.group, words.STARTS_NOW) if words.QUEUED in group.counts else ""
     return groups
 
 

@@ -135,7 +135,7 @@ class Wishes:
         if any(job.state == words.QUEUED for job in jobs):
             waits = self._daemon.schedule(time.time(), explain=True).waits
             for job in jobs:
-                job.why = waits.get(job.id, "starts now") if job.state == words.QUEUED else ""
+                job.why = waits.get(job.id, words.STARTS_NOW) if job.state == words.QUEUED else ""
         return jobs
 
     def why(self, job: Job) -> str:

@@ -210,7 +210,7 @@ class Follower:
             self._start(int(frame["attempt"]))
         elif frame["state"] == words.QUEUED and frame["why"] != self.waited:
             self.waited = str(frame["why"])
-            if self.waited:
+            if self.waited and self.waited != words.STARTS_NOW:
                 self._say(f"job {self.job_id} waits: {self.waited}")
 
     def _turn_to(self, attempt: int) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -17,6 +17,7 @@ from runner import errors, words
 from runner.box import listing, outputs
 from runner.box.api.house import Here, House, JobId, answer, checked, expanded
 from runner.box.auth import Who
+from runner.box.submissions import command
 from runner.box.store import Group
 from runner.errors import nearest
 from runner.model import Attempt, Job, JobSpec, Submission, Submitted
@@ -231,6 +232,7 @@ def _states(text: str) -> list[str]:
 async def show(here: Here, job_id: JobId) -> Response:
     (job,) = here.wishes.fresh([here.job(job_id)])
     spec = here.daemon.store.spec(job.spec_id)
+    job = replace(job, command=command(spec.command, job.params))  # with its own parameters
     shown: dict[str, Any] = {
         "job": job,
         "spec": spec,
