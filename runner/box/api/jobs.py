@@ -17,8 +17,8 @@ from runner import errors, words
 from runner.box import listing, outputs
 from runner.box.api.house import Here, House, JobId, answer, checked, expanded
 from runner.box.auth import Who
-from runner.box.submissions import command
 from runner.box.store import Group
+from runner.box.submissions import command
 from runner.errors import nearest
 from runner.model import Attempt, Job, JobSpec, Submission, Submitted
 
