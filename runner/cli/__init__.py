@@ -97,6 +97,7 @@ def run(arguments: list[str]) -> int:
 
 def _unwritable(error: OSError) -> int:
     """The output went to a file that takes no more."""
+    sys.stdout = sys.stderr  # what it still holds can't be written either, and must not be in the way of saying so
     problem = errors.DiskFull(f"the output can't be written: {error.strerror}", "is the disk full that it goes to?")
     try:
         _complain(problem)
