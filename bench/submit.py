@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from bench.common import RUNNER, Figure, against_yardstick, box, fsyncs_during, project, seconds
+
+YOUNG = 2.5  # files younger than 2 s are hashed again each time, as they must be; an unchanged tree is older
 
 
 def measure() -> list[Figure]:
@@ -11,6 +15,8 @@ def measure() -> list[Figure]:
         mine.request("POST", "/box/drain", {"on": True})  # the submit alone: nothing runs beside it
         submit = [RUNNER, "submit", "-d", "--base", "train.py"]
         first = seconds(submit, mine.env, root)
+        time.sleep(YOUNG)
+        seconds(submit, mine.env, root)
         figure = against_yardstick(
             "M1 submit -d, 1,000 unchanged files", lambda: seconds(submit, mine.env, root), mine.env, root, 5.0
         )
