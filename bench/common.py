@@ -86,9 +86,10 @@ class Box:
         return f"{self.state}/api.sock"
 
     def processes(self) -> list[int]:
-        """The daemon and the parent of supervisors."""
+        """The daemon, the parent of supervisors, and the supervisor that it has staged."""
         assert self.daemon is not None
-        return [self.daemon.pid, *_children(self.daemon.pid)]
+        parents = _children(self.daemon.pid)
+        return [self.daemon.pid, *parents, *(pid for parent in parents for pid in _children(parent))]
 
     def request(self, method: str, path: str, body: object = None) -> dict[str, object]:
         """One request over a connection of its own."""
