@@ -68,17 +68,18 @@ def test_ten_gigabytes_do_no_harm(
         follower.wait()
     cap = Settings.log_head_bytes + Settings.log_tail_bytes
     left = log.stat()
+    usually = statistics.quantiles(tails, n=100)[98]
     figure(
         f"a flood of {left.st_size / 1e9:.1f} GB: at most {disk / MB:.0f} MB on disk, "
         f"{left.st_blocks * 512 / MB:.0f} MB afterwards (cap {cap / MB:.0f}); "
         f"the daemon grew by {grown / MB:.1f} MB; a tail took "
-        f"{statistics.median(tails) * 1e3:.1f} ms, at most {max(tails) * 1e3:.1f} ms, of {len(tails)}"
+        f"{statistics.median(tails) * 1e3:.1f} ms, 99 % at most {usually * 1e3:.1f} ms, all {max(tails) * 1e3:.1f} ms"
     )
     assert left.st_size == FLOOD_BYTES + 1 + len(LAST_LINE) + 1
     assert b"".join(client.stream("GET", "/logs/1?offset=-100")).endswith(f"\n{LAST_LINE}\n".encode())
     assert disk <= cap + DISK_OVER_CAP_BYTES
     assert grown <= DAEMON_GROWTH_BYTES
-    assert statistics.quantiles(tails, n=100)[98] <= TAIL_SECONDS  # the odd one meets another process's turn
+    assert usually <= TAIL_SECONDS  # the odd one meets another process's turn
 
 
 @pytest.mark.parametrize("command", [["logs", "1"], ["logs", "-f", "1"]], ids=" ".join)
