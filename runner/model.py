@@ -36,6 +36,10 @@ class JobSpec:
     cpus: int = 1
     memory_bytes: int = 0  # 0: not declared
     gpus: int = 0
+    gpu_type: str = ""  # words of the model's name ("3090"), or the start of a UUID; empty: any
+    gpu_memory_bytes: int = 0  # on each GPU; others may share it. 0: each GPU for this job alone
+    exclusive: bool = False  # each GPU for this job alone, also with gpu_memory_bytes
+    gpu_ids: str = "uuid"  # uuid | index: what CUDA_VISIBLE_DEVICES holds
     priority: int = 0
     time_limit: float | None = None
     grace: float = 30.0  # between TERM and KILL
@@ -44,6 +48,8 @@ class JobSpec:
     requeue: bool = False  # start again after a reboot
     after: list[After] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
+    adopts: list[int] = field(default_factory=list)  # [pid, its start in clock ticks]: not ours, only watched
+    gpu_uuids: list[str] = field(default_factory=list)  # with adopts: the GPUs that it holds already
 
 
 @dataclass(slots=True)
@@ -80,6 +86,8 @@ class Attempt:
     signal: int | None = None
     reason: str | None = None
     detail: str = ""  # the sentence, or the line of the log, that shows the reason
+    allotted: list[str] = field(default_factory=list)  # UUIDs of the GPUs that it was given
+    gpu_peak_bytes: int | None = None  # the most memory that it was seen to hold on one GPU
 
 
 @dataclass(slots=True)
@@ -97,7 +105,16 @@ class Job:
     cpus: int = 1
     memory_bytes: int = 0
     gpus: int = 0
+    gpu_type: str = ""
+    gpu_memory_bytes: int = 0
+    exclusive: bool = False
+    allotted: list[str] = field(default_factory=list)  # UUIDs of the GPUs of its current or last attempt
+    gpu_floor_bytes: int | None = None  # an attempt ran out of GPU memory: next alone, on a card with more than this
+    gpu_peak_bytes: int | None = None  # the most that its last attempt was seen to hold on one GPU
+    adopts: list[int] = field(default_factory=list)
+    gpu_uuids: list[str] = field(default_factory=list)
     time_limit: float | None = None
+    expected_seconds: float | None = None  # how long it is likely to run, from past runs of the same program
     grace: float = 30.0
     group: str | None = None
     array_index: int | None = None
@@ -131,6 +148,11 @@ class Job:
     def finished(self) -> bool:
         return self.state in words.FINISHED
 
+    @property
+    def shares(self) -> bool:
+        """Whether others may use its GPUs beside it, within the memory that each said it needs."""
+        return self.gpu_memory_bytes > 0 and not self.exclusive and self.gpu_floor_bytes is None
+
 
 @dataclass(slots=True, frozen=True)
 class Resources:
@@ -152,6 +174,7 @@ class Exit:
     ended_at: float
     started: bool  # the command was executed
     started_at: float | None = None
+    stuck: tuple[tuple[int, int], ...] = ()  # (pid, start in clock ticks) of processes that would not die
 
 
 @dataclass(slots=True, frozen=True)
@@ -164,6 +187,69 @@ class Evidence:
     rebooted: bool = False  # its `started` was written in another boot of the box
     abandoned: bool = False
     missing: bool = False  # the attempt's directory is gone
+    supervisor: int | None = None  # its process id, as the `started` record says
+
+
+@dataclass(slots=True)
+class Process:
+    """A process that holds a GPU, as the driver lists it and /proc describes it."""
+
+    pid: int
+    started: int  # clock ticks from boot to its start (0: not known); with the pid it names a process for ever
+    memory_bytes: int | None = None  # on this GPU; None: the driver does not say
+    kind: str = "compute"  # compute | graphics | both
+    alive: bool = True  # False: the driver lists it, /proc does not: it died, or lives in another pid namespace
+    user: str = ""
+    command: str = ""
+    launch: str | None = None  # of its cgroup (`job/attempt`), else RUNNER_LAUNCH_ID of it or its nearest ancestor
+    ancestors: list[int] = field(default_factory=list)  # parent first
+    job: int | None = None  # the job that it belongs to; None: foreign
+
+
+@dataclass(slots=True)
+class Sample:
+    """One reading of one GPU. None is absent (`Gpu.absent` says why); 0 is zero."""
+
+    at: float
+    memory_used_bytes: int | None = None
+    utilization: float | None = None  # 0..1: share of the driver's last window in which a kernel was resident
+    memory_utilization: float | None = None  # 0..1: share of that in which memory was read or written; not occupancy
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+    sm_clock_hertz: float | None = None
+    throttled_by: list[str] | None = None  # hw_thermal, sw_thermal, power_brake, power_cap, ...; [] is none
+    fan: float | None = None  # 0..1 of its highest speed
+    performance_state: int | None = None  # 0 (fastest) .. 15
+    memory_clock_hertz: float | None = None
+    energy_joules: float | None = None  # since the driver was loaded: it falls when the driver is loaded again
+    throttled_seconds: dict[str, float] | None = None  # reason -> since the driver was loaded
+    power_limit_watts: float | None = None
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    ecc_errors: int | None = None  # uncorrected, since the driver was loaded
+    recovery: str | None = None  # what the driver says is needed: none | reset | reboot | drain | ...
+    persistence: bool | None = None
+
+
+@dataclass(slots=True)
+class Gpu:
+    """One GPU of the box, seen by the queue. Known by its UUID for ever; the index may change with each boot."""
+
+    uuid: str
+    name: str
+    index: int | None = None  # None: not there now
+    bus_id: str = ""  # of PCI, 00000000:01:00.0
+    memory_bytes: int | None = None  # without what the driver keeps for itself; None: not known
+    unified: bool = False  # its memory is the host's (GB10)
+    state: str = words.UNKNOWN  # of words.GPU_STATES
+    why: str = ""  # the state in a sentence: who holds it, since when it is missing
+    drained: bool = False
+    jobs: list[int] = field(default_factory=list)  # that have it now
+    declared_bytes: int = 0  # by the jobs that share it
+    foreign_bytes: int = 0  # used by others than those jobs
+    sample: Sample | None = None
+    absent: dict[str, str] = field(default_factory=dict)  # field of Sample -> why it is None
+    processes: list[Process] = field(default_factory=list)
 
 
 @dataclass(slots=True)

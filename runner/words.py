@@ -35,6 +35,18 @@ REASONS = {
     "engine_failed": "the box could not start a process for it",
 }
 
+# What a GPU is, seen from the queue.
+FREE = "free"  # nobody uses it
+BUSY = "busy"  # one job has it for itself
+SHARED = "shared"  # jobs share its memory
+FOREIGN = "foreign"  # a process that the queue did not start is in the way
+DRAINING = "draining"  # its owner wants nothing new on it
+STUCK = "stuck"  # memory that does not free, or a process that will not die
+GONE = "lost"  # it fell off the bus, or is missing
+ASLEEP = "asleep"  # powered down by the kernel, and left so until a job needs it
+UNKNOWN = "unknown"  # nothing is known of it just now: not the same as free, lost or zero
+GPU_STATES = (FREE, BUSY, SHARED, FOREIGN, DRAINING, STUCK, GONE, ASLEEP, UNKNOWN)
+
 # Why a job waits that in truth does not: nothing is in its way.
 STARTS_NOW = "starts now"
 
