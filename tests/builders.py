@@ -18,6 +18,7 @@ from runner import words
 from runner.box.daemon import Daemon
 from runner.box.engines import Engine, Key, Launch, Stop
 from runner.box.engines.plain import Plain
+from runner.box.gpus.placement import Card
 from runner.box.prepare import Preparation
 from runner.box.settings import Settings
 from runner.box.store import Request, Store
@@ -35,6 +36,10 @@ EVE = Principal(1003, "eve", "read")
 
 def a_job(id: int = 1, state: str = words.QUEUED, **values: Any) -> Job:
     return Job(id, state, f"job-{id}", ["true"], "ann", 1001, submitted_at=100.0, **values)
+
+
+def a_card(index: int = 0, name: str = "NVIDIA GeForce RTX 3090", gib: float = 24, **values: Any) -> Card:
+    return Card(f"GPU-{index:04d}", f"GPU {index}", name, int(gib * GIB), **values)
 
 
 def a_spec(*command: str, **values: Any) -> JobSpec:

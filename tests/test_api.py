@@ -8,11 +8,14 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_nvml
 import pytest
 import tools
 import wire
@@ -310,6 +313,117 @@ def test_draining_is_told_and_ended(daemon: wire.Box) -> None:
     assert daemon.get("/hello")["draining"] is True
     daemon.post("/box/drain", {"on": False})
     assert daemon.ended(made["id"])["state"] == words.SUCCEEDED
+
+
+# --- GPUs ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def beside(*models: str) -> Iterator[tuple[wire.Box, fake_nvml.FakeNvml]]:
+    """A daemon that has just begun, on a machine with these GPUs; without any there is no driver either."""
+    with wire.place() as folder:
+        driver = fake_nvml.FakeNvml(Path(folder))
+        for model in models:
+            driver.add(model)
+        driver.driver_not_loaded(not models)
+        box = wire.Box(Path(folder), cpus="4")
+        box.env.update(driver.env)
+        try:
+            box.start()
+            yield box, driver
+        finally:
+            box.end()
+
+
+@pytest.fixture(scope="module")
+def equipped() -> Iterator[tuple[wire.Box, fake_nvml.FakeNvml]]:
+    with beside("3090", "4090") as both:
+        yield both
+
+
+def test_without_a_driver_there_are_no_gpus_and_a_reason() -> None:
+    with beside() as (box, _):
+        said = box.get("/gpus")
+        assert said["gpus"] == []
+        assert said["silent"]
+        about = box.get("/box")
+        assert (about["capacity"]["gpus"], about["gpu_names"]) == (0, [])
+        none = box.ask("POST", "/jobs", {"spec": {"command": ["x"], "gpus": 1}})
+        assert "the box has none" in refused(none, 422, "too_much")
+        refused(box.ask("POST", "/gpus/0/drain", {"on": True}), 404, "not_found")
+        assert box.ended(box.submit(["true"]))["state"] == words.SUCCEEDED
+
+
+def test_a_daemon_that_has_just_begun_knows_its_gpus(equipped: tuple[wire.Box, fake_nvml.FakeNvml]) -> None:
+    box, driver = equipped
+    said = box.get("/gpus")
+    assert said["silent"] is None
+    assert [(gpu["index"], gpu["uuid"]) for gpu in said["gpus"]] == [(n, gpu.uuid) for n, gpu in enumerate(driver.gpus)]
+    assert {gpu["state"] for gpu in said["gpus"]} == {words.FREE}
+    assert all(gpu["sample"]["temperature_celsius"] > 0 and gpu["memory_bytes"] > 23 << 30 for gpu in said["gpus"])
+    about = box.get("/box")
+    assert (about["capacity"]["gpus"], about["free"]["gpus"]) == (2, 2)
+    assert [name.split()[-1] for name in about["gpu_names"]] == ["3090", "4090"]
+
+
+def test_a_gpu_is_drained_by_any_of_its_names(equipped: tuple[wire.Box, fake_nvml.FakeNvml]) -> None:
+    box, driver = equipped
+    for name in ("1", driver.gpus[1].uuid, driver.gpus[1].uuid[:12]):
+        gpu = box.post(f"/gpus/{name}/drain", {"on": True})["gpu"]
+        assert (gpu["uuid"], gpu["state"], gpu["drained"]) == (driver.gpus[1].uuid, words.DRAINING, True)
+        assert box.post(f"/gpus/{name}/drain", {"on": False})["gpu"]["state"] == words.FREE
+    for name in ("2", "GPU-ffffffff", "GPU-", "%20", "x" * 101):
+        assert box.ask("POST", f"/gpus/{name}/drain", {"on": True}).status in (404, 422), name
+    refused(box.ask("POST", "/gpus/0/drain", {}), 422, "bad_request")
+
+
+def test_a_job_says_which_gpus_it_was_given(equipped: tuple[wire.Box, fake_nvml.FakeNvml]) -> None:
+    box, driver = equipped
+    job_id = box.submit(["sleep", "600"], gpus=1, gpu_type="3090")
+    try:
+        tools.wait_until(lambda: box.state_of(job_id) == words.RUNNING, 20, box.story)
+        wanted = driver.gpus[0].uuid
+        for path in (f"/jobs?ids={job_id}", "/jobs?grouped=1"):
+            listed = box.get(path)
+            assert [job["allotted"] for job in listed["jobs"]] == [[wanted]]
+            assert listed["gpus"][wanted] == 0
+        shown = box.get(f"/jobs/{job_id}")
+        assert shown["attempts"][0]["allotted"] == [wanted]
+        assert shown["gpus"].keys() == {wanted}
+        assert shown["gpus"][wanted]["index"] == 0
+        assert box.get("/gpus")["gpus"][0]["jobs"] == [job_id]
+    finally:
+        box.post("/jobs/cancel", {"ids": [job_id], "grace": 0})
+        box.ended(job_id)
+
+
+def test_more_than_the_gpus_are_is_refused_in_words(equipped: tuple[wire.Box, fake_nvml.FakeNvml]) -> None:
+    box, _ = equipped
+    for wish, code, says in (
+        ({"gpus": 3}, "too_much", "3 GPUs, the box has 2"),
+        ({"gpu_type": "5090"}, "too_much", "1 RTX 3090"),
+        ({"gpu_memory_bytes": 900 << 30}, "too_much", "900 GiB"),
+        ({"gpus": -1}, "bad_request", "gpus is -1"),
+    ):
+        body = {"spec": {"command": ["true"], **wish}}
+        assert says in refused(box.ask("POST", "/jobs", body), 422, code)
+
+
+def test_a_process_is_adopted_and_only_let_go(equipped: tuple[wire.Box, fake_nvml.FakeNvml]) -> None:
+    box, _ = equipped
+    with subprocess.Popen(["sleep", "600"]) as process:
+        try:
+            made = box.ask("POST", "/jobs/adopt", {"pid": process.pid})
+            assert made.status == 201, made
+            job_id = made.json()["id"]
+            tools.wait_until(lambda: box.state_of(job_id) == words.RUNNING, 20, box.story)
+            box.post("/jobs/cancel", {"ids": [job_id]})
+            box.ended(job_id)
+            assert process.poll() is None
+        finally:
+            process.kill()
+    for pid in (process.pid, 0, -1, 2**70):
+        assert box.ask("POST", "/jobs/adopt", {"pid": pid}).status in (404, 422), pid
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------

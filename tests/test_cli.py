@@ -11,13 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 import runner
 from runner import cli, errors, model, words
-from runner.cli import complete, jobs, options, output, values
+from runner.box.gpus import watch
+from runner.cli import complete, gpus, jobs, options, output, show, values
 
 HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(runner.__file__)))
 
@@ -46,6 +48,16 @@ def job(job_id: int, state: str = words.QUEUED, **more: object) -> dict[str, obj
         "project": "/p",
         **more,
     }
+
+
+def gpu(index: int | None = 0, name: str = "NVIDIA GeForce RTX 3090", **more: object) -> dict[str, object]:
+    uuid = f"GPU-{index}"
+    made = model.Gpu(**{"uuid": uuid, "name": name, "index": index, "memory_bytes": 24 << 30, "state": "free", **more})
+    return asdict(made)
+
+
+def sample(**more: float) -> model.Sample:
+    return model.Sample(**{"at": NOW, "memory_used_bytes": 12025908428, "utilization": 0.98, **more})
 
 
 class Box:
@@ -132,6 +144,7 @@ def home(tmp_path, monkeypatch) -> str:
 def box(home, tmp_path) -> Iterator[Box]:
     pretend = Box(str(tmp_path / "s"))
     pretend.replies["POST /snapshots"] = {"missing": []}
+    pretend.replies["GET /gpus"] = {"gpus": [], "silent": None}
     pretend.replies["POST /jobs"] = {"id": 42, "count": 1, "group": None, "state": "queued", "warnings": []}
     yield pretend
     pretend.close()
@@ -398,6 +411,32 @@ def test_all_options_reach_the_box_as_the_model_has_them(box, run):
     assert (submission.array, submission.held) == ([0, 1, 2], True)
 
 
+@pytest.mark.parametrize(
+    ("typed", "fields"),
+    [
+        ("--gpus 2", {"gpus": 2}),
+        ("--gpus 0", {"gpus": 0}),
+        ("--gpu-type 3090", {"gpus": 1, "gpu_type": "3090"}),
+        ("--gpu-mem 8G", {"gpus": 1, "gpu_memory_bytes": 8 << 30}),
+        (
+            "--gpus 2 --gpu-mem 1.5G --exclusive --gpu-ids index",
+            {"gpus": 2, "gpu_memory_bytes": 3 << 29, "exclusive": True, "gpu_ids": "index"},
+        ),
+    ],
+)
+def test_gpus_are_asked_for_in_words_of_the_model(box, run, typed, fields):
+    assert run("submit", "-d", *typed.split(), "train.py")[:2] == (0, "42\n")
+    spec = box.sent("POST /jobs")[0]["spec"]
+    assert {name: value for name, value in spec.items() if name.startswith("gpu") or name == "exclusive"} == fields
+    model.JobSpec(**spec)
+
+
+def test_what_past_runs_used_is_told(box, run):
+    said = "the last run of train.py used 9.1 GiB of GPU memory; --gpu-mem 10G would let others share"
+    box.replies["POST /jobs"]["warnings"] = [said]
+    assert run("submit", "-d", "--gpus", "1", "train.py") == (0, "42\n", f"note: {said}\n")
+
+
 def test_a_group_to_wait_for_is_all_of_its_jobs(box, run):
     box.replies["GET /jobs"] = {"jobs": [job(7), job(8)]}
     run("submit", "-d", "--after", "g7", "train.py")
@@ -538,6 +577,13 @@ def test_without_files_none_are_looked_at(box, run):
         (["--no-files", "train.py"], 64, "a script cannot run without its files"),
         (["--gpu", "1", "train.py"], 64, 'did you mean "--gpus"?'),
         (["--cpus", "two", "train.py"], 64, "--cpus takes a whole number"),
+        (["--gpus", "-1", "train.py"], 64, '--gpus takes a whole number, at least 0: not "-1"'),
+        (["--gpus", "9999999999999", "train.py"], 64, "--gpus takes a whole number"),
+        (["--gpu-mem", "-8G", "train.py"], 64, '--gpu-mem takes a size: not "-8G"'),
+        (["--gpu-mem", "24", "train.py"], 64, "for gibibytes write 24G"),
+        (["--gpus", "0", "--gpu-mem", "8G", "train.py"], 64, "--gpu-mem is about GPUs, and the job asks for none"),
+        (["--exclusive", "train.py"], 64, "--gpus 1 --exclusive"),
+        (["--gpus", "1", "--gpu-ids", "uid", "train.py"], 64, 'did you mean "uuid"?'),
         (["--mem", "8", "train.py"], 64, "for gibibytes write 8G"),
         (["--time-limit", "12:00", "train.py"], 64, "--time-limit takes a time"),
         (["--retry-on", "exitcode", "train.py"], 64, 'did you mean "exit_code"?'),
@@ -595,6 +641,26 @@ def test_the_queue_is_a_table(box, run):
     assert rows[0].endswith("exit 2")
     assert "evil\\x1b[2J\\nname lr=1" in rows[1]
     assert rows[2].endswith("needs 4 cores, 2 are free")
+
+
+def test_the_queue_names_gpus_only_where_a_job_has_some(box, run):
+    box.replies["GET /jobs"] = {"jobs": [job(9, words.RUNNING, gpus=0, allotted=[])], "gpus": {}}
+    assert "GPU" not in run("ps")[1]
+    box.replies["GET /jobs"] = {
+        "jobs": [
+            job(9, words.RUNNING, started_at=NOW, gpus=2, allotted=["GPU-b", "GPU-a"]),
+            job(10, words.RUNNING, started_at=NOW, gpus=1, allotted=["GPU-gone"]),
+            job(11, gpus=2, allotted=["GPU-a", "GPU-b"], why="needs 2 GPUs, 0 of 2 free"),
+            job(12, words.SUCCEEDED),
+        ],
+        "gpus": {"GPU-a": 0, "GPU-b": 1},
+        "groups": [],
+    }
+    head, *rows = run("ps")[1].splitlines()
+    start = head.index("GPUS")
+    assert [row[start : start + 9].strip() for row in rows] == ["GPU 0,1", "1 GPU", "2 GPUs", ""]
+    assert rows[2].endswith("  needs 2 GPUs, 0 of 2 free")
+    assert [path for _, path, _ in box.asked if path.startswith("/gpus")] == []
 
 
 def test_an_empty_queue_says_what_to_do(box, run):
@@ -662,6 +728,45 @@ def test_a_job_is_shown_in_full(box, run):
         assert text in out
     assert "up to 2, only for signal" in out
     assert json.loads(run("show", "42", "--json")[1])["job"]["id"] == 42
+
+
+def test_a_job_is_shown_with_the_gpus_it_was_given(box, run):
+    peak = 9771050598
+    tried = {"number": 1, "state": "failed", "created_at": NOW, "allotted": ["GPU-b", "GPU-c"], "gpu_peak_bytes": peak}
+    again = {"number": 2, "state": "running", "created_at": NOW, "allotted": ["GPU-a"]}
+    given = {"gpus": 1, "gpu_type": "3090", "gpu_memory_bytes": 8 << 30, "allotted": ["GPU-a"]}
+    box.replies["GET /jobs/42"] = {
+        "job": job(42, words.RUNNING, gpu_peak_bytes=peak, expected_seconds=7800.0, **given),
+        "spec": {},
+        "attempts": [tried, again],
+        "gpus": {
+            "GPU-a": {"index": 0, "name": "NVIDIA GeForce RTX 3090", "memory_bytes": 24 << 30},
+            "GPU-b": {"index": None, "name": "NVIDIA GeForce RTX 4090", "memory_bytes": 24 << 30},
+        },
+    }
+    lines = [line.strip() for line in run("show", "42")[1].splitlines()]
+    for line in (
+        "needs         1 core, 1 GPU (3090) with 8 GiB, which others may share",
+        "expected      to run for about 2h10m",
+        "GPUs          GPU 0 (RTX 3090)",
+        "GPU memory    peak 9.1 of 24 GiB on GPU 0",
+    ):
+        assert line in lines
+    assert lines[-2].endswith(", peak 9.1 GiB on GPU-b or GPU-c"), "their sizes are not both known"
+    assert lines[-1].endswith(", on GPU 0")
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"gpus": 1}, "1 GPU"),
+        ({"gpus": 2, "gpu_memory_bytes": 3 << 29}, "2 GPUs with 1.5 GiB each, which others may share"),
+        ({"gpus": 1, "gpu_memory_bytes": 8 << 30, "exclusive": True}, "1 GPU with 8 GiB, alone"),
+        ({"gpus": 1, "gpu_floor_bytes": 24 << 30}, "1 GPU, next alone on more than 24 GiB"),
+    ],
+)
+def test_what_a_job_needs_of_gpus_is_said(asked, text):
+    assert show._gpus(asked) == text
 
 
 def test_the_files_of_a_job_are_listed(box, run):
@@ -795,6 +900,19 @@ def test_outputs_are_brought_home(box, home, run):
     assert json.loads(run("pull", "--json", "42")[1])[0]["files"] == [{"path": "loss.txt", "size": 5}]
 
 
+def test_the_box_says_what_it_has(box, run):
+    capacity = {"cpus": 8, "memory_bytes": 64 << 30, "gpus": 0}
+    box.replies["GET /hello"] = {}
+    box.replies["GET /box"] = {"capacity": capacity, "free": {"cpus": 1, "gpus": 0}}
+    assert run("box")[1].splitlines()[1].split("  ")[-1] == "8 cores, 64 GiB of memory, 1 core free"
+    names = ["NVIDIA GeForce RTX 3090"] * 2
+    box.replies["GET /box"] = {"capacity": {**capacity, "gpus": 2}, "free": {"cpus": 5, "gpus": 1}, "gpu_names": names}
+    said = "8 cores, 64 GiB of memory, 2 GPUs (RTX 3090), 5 cores and 1 GPU free"
+    assert run("box")[1].splitlines()[1].split("  ")[-1] == said
+    names.append("NVIDIA H200")
+    assert "(2 RTX 3090, 1 H200)" in run("box")[1]
+
+
 def test_draining_is_switched(box, run):
     box.replies["POST /box/drain"] = {"on": True}
     assert "starts no more jobs" in run("drain")[2]
@@ -868,9 +986,154 @@ def test_the_doctor_says_when_the_box_is_broken(box, run):
     assert "fail  box              the database is damaged" in out
 
 
+@pytest.mark.parametrize(
+    ("seen", "result", "says"),
+    [
+        ({"gpus": [], "silent": None}, "ok", "no NVIDIA driver found: jobs without GPU run"),
+        ({"gpus": [gpu(0), gpu(1)], "silent": None}, "ok", "the driver answers, 2 GPUs"),
+        ({"gpus": [], "silent": "no NVIDIA driver found"}, "ok", "no NVIDIA driver found: jobs without GPU run"),
+        ({"gpus": [], "silent": "the driver was upgraded"}, "warn", "the driver was upgraded"),
+        ({"gpus": [gpu(0)], "silent": "the driver does not answer"}, "fail", "the driver does not answer"),
+        ({"gpus": [gpu(0), gpu(1, state="lost", why="GPU 1 is missing")], "silent": None}, "warn", "GPU 1 is missing"),
+        (errors.StateDamaged("it broke"), "fail", "it broke"),
+    ],
+)
+def test_the_doctor_looks_at_the_gpus(box, run, seen, result, says):
+    box.replies["GET /hello"] = {"version": runner.__version__, "pid": 7}
+    box.replies["GET /box"] = {}
+    box.replies["GET /gpus"] = seen
+    checks = {check["check"]: check for check in json.loads(run("doctor", "--json")[1])}
+    assert (checks["GPUs"]["result"], checks["GPUs"]["seen"]) == (result, says)
+
+
 def test_stopping_what_does_not_run_is_no_error(home, run):
     assert run("serve", "--stop") == (0, "", "no box is running here\n")
     assert json.loads(run("box", "--json")[1]) == [{"name": "local", "running": False, "box": None}]
+
+
+# --- GPUs ------------------------------------------------------------------------------------------------------------
+
+
+FULL = sample(temperature_celsius=71.4, power_watts=318.2)
+HELD = model.Process(4242, 7, 12025908428, user="alice", command="python evil\x1b[2J.py")
+OURS = model.Process(99, 8, 300 << 20, user="me", command="python train.py", job=42)
+DEAD = model.Process(77, 0, None, alive=False)
+
+
+def a_few() -> list[dict[str, object]]:
+    held = "held by alice, python evil\x1b[2J.py"
+    return [
+        gpu(0, state="shared", sample=FULL, jobs=[42, 43], processes=[OURS], why="jobs 42, 43, 8 of 24 GiB declared"),
+        gpu(1, "NVIDIA GeForce RTX 4080 SUPER", state="foreign", sample=FULL, why=held),
+        gpu(2, state="draining", sample=sample(memory_used_bytes=0, utilization=0.0), jobs=[44], why="job 44"),
+        gpu(3, state="stuck", jobs=[45], why="GPU 3 is stuck: job 40 can't be ended"),
+        gpu(None, "NVIDIA H200", state="lost", memory_bytes=None, why="missing since 12:30"),
+    ]
+
+
+def test_gpus_are_a_table(box, run):
+    box.replies["GET /gpus"] = {"gpus": a_few(), "silent": "the driver has not answered for 12 s"}
+    code, out, err = run("gpus")
+    assert (code, err) == (0, "the driver has not answered for 12 s\n")
+    assert out.splitlines() == [
+        "GPU  MODEL           STATE     MEMORY          USE   TEMP   POWER",
+        "0    RTX 3090        shared    11.2 of 24 GiB  98 %  71 °C  318 W  jobs 42, 43, 8 of 24 GiB declared",
+        "1    RTX 4080 SUPER  foreign   11.2 of 24 GiB  98 %  71 °C  318 W  held by alice, python evil\\x1b[2J.py",
+        "2    RTX 3090        draining  0 of 24 GiB     0 %   -      -      job 44",
+        "3    RTX 3090        stuck     - of 24 GiB     -     -      -      job 45; job 40 can't be ended",
+        "-    H200            lost      -               -     -      -      missing since 12:30",
+    ]
+
+
+def test_what_is_wrong_with_all_gpus_is_said_once(box, run):
+    silent = "nothing is known of the GPUs since 12:30:00: the driver does not answer"
+    found = [gpu(0, state="unknown", why=silent), gpu(1, state="unknown", why=silent, jobs=[42])]
+    box.replies["GET /gpus"] = {"gpus": found, "silent": silent}
+    _, out, err = run("gpus")
+    assert [line.split("  ")[-1] for line in out.splitlines()[1:]] == [" -", "job 42"]
+    assert err == f"{silent}\n"
+
+
+def test_gpus_fit_a_narrow_terminal(box, run, monkeypatch):
+    box.replies["GET /gpus"] = {"gpus": a_few(), "silent": None}
+    monkeypatch.setattr(output, "columns", lambda stream: 80)
+    lines = run("gpus")[1].splitlines()
+    assert max(map(output.width, lines)) <= 80
+    assert lines[1].endswith("  jobs 42, 43,…")
+    assert lines[2].endswith("  held by alic…")
+
+
+def test_processes_are_listed_with_what_to_do_about_them(box, run):
+    found = a_few()
+    found[1]["processes"] = [asdict(HELD), asdict(DEAD)]
+    box.replies["GET /gpus"] = {"gpus": found, "silent": None}
+    _, out, err = run("gpus", "--processes")
+    assert out.split("\n\n")[1].splitlines() == [
+        "GPU  PID   USER   MEMORY   JOB               COMMAND",
+        "0    99    me     300 MiB  job 42            python train.py",
+        "1    4242  alice  11 GiB   not of the queue  python evil\\x1b[2J.py",
+        "1    77    -      -        not of the queue  (dead, or in a container that hides it)",
+    ]
+    assert "`runner adopt PID`" in err
+    box.replies["GET /gpus"] = {"gpus": [gpu()], "silent": None}
+    assert run("gpus", "--processes")[2] == "no process is on a GPU\n"
+
+
+def test_gpus_as_json_hold_the_reasons(box, run):
+    said = {"gpus": [gpu(0, absent={"fan": "not exposed by this card"}, processes=[HELD])], "silent": None}
+    box.replies["GET /gpus"] = said
+    assert json.loads(run("gpus", "--json")[1]) == said
+
+
+def test_a_box_without_gpus_says_so(box, run):
+    assert gpus.NO_DRIVER == watch.NO_DRIVER
+    code, out, err = run("gpus")
+    assert (code, out) == (0, "")
+    assert err.startswith("no NVIDIA driver found; jobs without GPU still run\n  hint: ")
+    box.replies["GET /gpus"] = {"gpus": [], "silent": "the driver was upgraded"}
+    assert run("gpus")[2].startswith("the driver was upgraded; jobs without GPU still run\n")
+
+
+def test_gpus_are_drained_and_forgotten(box, run):
+    box.replies["POST /gpus/0/drain"] = lambda wish: {"gpu": gpu(0, drained=wish["on"], jobs=[42])}
+    box.replies["POST /gpus/GPU-1a/drain"] = {"gpu": gpu(None)}
+    box.replies["POST /gpus/2/forget"] = {}
+    said = "GPU 0 (RTX 3090) takes no new job; job 42 goes on; `runner gpus undrain 0` ends that\n"
+    assert run("gpus", "drain", "0") == (0, "", said)
+    assert run("gpus", "undrain", "0,GPU-1a")[2].splitlines() == [
+        "GPU 0 (RTX 3090) takes jobs again",
+        "GPU GPU-None (RTX 3090) takes jobs again",
+    ]
+    assert "GPU 2 is forgotten" in run("gpus", "forget", "2")[2]
+    assert [body for _, _, body in box.asked] == [{"on": True}, {"on": False}, {"on": False}, {}]
+    assert json.loads(run("gpus", "drain", "--json", "0")[1])[0]["drained"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["drian", "0"], 'runner gpus knows no "drian", did you mean "drain"?'),
+        (["0"], 'runner gpus knows no "0"'),
+        (["drain"], "runner gpus drain needs a GPU"),
+        (["drain", "0/../1"], '"0/../1" is not a GPU'),
+        (["drain", "0,"], '"" is not a GPU'),
+        (["drain", "--processes", "0"], "--processes does not go together with drain"),
+    ],
+)
+def test_what_is_no_gpu_is_refused(box, run, arguments, says):
+    code, out, err = run("gpus", *arguments)
+    assert (code, out) == (64, "")
+    assert says in err
+    assert box.asked == []
+
+
+def test_a_process_is_adopted(box, run):
+    box.replies["POST /jobs/adopt"] = {"id": 43, "count": 1, "group": None, "state": "running", "warnings": ["w\x07"]}
+    assert run("adopt", "4242") == (0, "43\n", "note: w\\x07\n")
+    assert box.sent("POST /jobs/adopt") == [{"pid": 4242}]
+    assert json.loads(run("adopt", "--json", "4242")[1])["id"] == 43
+    for wrong in ([], ["1", "2"], ["python"], ["0"], ["--", "-1"]):
+        assert run("adopt", *wrong)[0] == 64
 
 
 # --- completion ------------------------------------------------------------------------------------------------------
@@ -908,9 +1171,19 @@ def test_the_bash_script_parses_and_completes(box, run, tmp_path):
         (["cancel", "g"], ["g41"]),
         (["completion", "f"], ["fish"]),
         (["nonsense", ""], []),
+        (["gpus", ""], ["drain", "undrain", "forget"]),
+        (["gpus", "drain", ""], ["0", "1", "2", "3"]),
+        (["gpus", "--json", "drain", "1"], ["1"]),
+        (["adopt", "4"], ["4242"]),
+        (["submit", "--gpu-type", ""], ["3090", "4080", "H200"]),
+        (["submit", "--gpu-ids", "u"], ["uuid"]),
+        (["submit", "train.py", "--gpu-ids", "u"], []),
     ],
 )
 def test_what_fits_is_found(box, typed, fits):
+    found = a_few()
+    found[1]["processes"] = [asdict(HELD)]
+    box.replies["GET /gpus"] = {"gpus": found, "silent": None}
     box.replies["GET /jobs"] = {"jobs": [job(41, group="g41"), job(42, group="g41")]}
     assert complete.fitting(typed) == fits
 
@@ -922,6 +1195,7 @@ def test_completion_never_wakes_a_box_and_never_fails(home, run):
 
 def test_every_command_can_be_completed(home):
     assert set(complete.JOBS) <= set(cli.TABLE)
+    assert tuple(gpus.VERBS) == complete.VERBS
     for name in cli.TABLE:
         if name not in ("help", "version"):
             assert "--help" in complete.fitting([name, "--"])

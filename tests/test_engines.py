@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -76,6 +77,24 @@ class EngineContract(ABC):
         end = self.ended(ours).exit
         assert end is not None
         assert end.reason == "cancelled"
+
+    @pytest.mark.parametrize(
+        ("first", "reason"),
+        [("gpu_lost", "gpu_lost"), ("cancelled", "cancelled"), ("exit_code", "cancelled")],
+        ids=["its GPU is lost", "by a person", "what no stop can say"],
+    )
+    def test_the_first_stop_says_what_the_end_is_for(
+        self, state: StateDir, ours: Engine, first: str, reason: str
+    ) -> None:
+        launch = a_launch(state, ["sleep", "600"])
+        ours.start([launch])
+        wait_until(lambda: self.see(ours).started_at)
+        ours.stop([Stop(launch.key, launch.launch_id, grace=5.0, reason=first)])
+        other = "gpu_lost" if reason == "cancelled" else "cancelled"
+        ours.stop([Stop(launch.key, launch.launch_id, grace=0.0, reason=other)])
+        end = self.ended(ours).exit
+        assert end is not None
+        assert (end.reason, end.stuck) == (reason, ())
 
     def test_a_wish_to_stop_what_does_not_exist_does_nothing(self, ours: Engine) -> None:
         ours.stop([Stop((9, 1), "x-9-1")])
@@ -227,6 +246,75 @@ def test_a_damaged_record_still_counts(plain: Plain, state: StateDir, name: str)
         assert seen.started_at is not None
     else:
         assert seen.abandoned
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["started recorded", "directory gone"])
+def test_a_fence_of_what_does_not_die_gives_up_and_names_it(
+    plain: Plain, state: StateDir, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    directory = prepared(state)
+    if recorded:
+        files.put(directory, "started", {"boot_id": files.boot_id(), "started_at": 42.0})
+    files.put(directory, "spec", {"kill_seconds": 0.2})
+    monkeypatch.setattr("runner.box.engines.plain.KILL_WAIT", 0.01)
+    with monkeypatch.context() as powerless:
+        powerless.setattr(processes, "kill", lambda pids: None)
+        env = {**os.environ, "RUNNER_LAUNCH_ID": a_launch(state, ["true"]).launch_id}
+        left = os.posix_spawnp("sleep", ["sleep", "600"], env)
+        wait_until(lambda: processes.carriers(env["RUNNER_LAUNCH_ID"]))
+        start = processes.started(left)
+        began = time.monotonic()
+        assert fence(plain, state, ran=not recorded).exit is None, "it is given its time"
+        end = wait_until(lambda: fence(plain, state, ran=not recorded).exit)
+    assert end is not None
+    assert time.monotonic() - began >= 0.2
+    assert end.reason == ("supervisor_died" if recorded else "record_missing")
+    assert end.stuck == ((left, start),)
+    assert end.detail == f"process {left} could not be ended: it waits in the kernel"
+    assert plain._fencing == {}
+    os.kill(left, signal.SIGKILL)
+    status(left)
+
+
+def test_a_fence_that_succeeds_late_names_nothing(
+    plain: Plain, state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.put(prepared(state), "started", {"boot_id": files.boot_id(), "started_at": 42.0})
+    monkeypatch.setattr("runner.box.engines.plain.KILL_WAIT", 0.01)
+    monkeypatch.setattr(processes, "carriers", lambda launch_id: {1 << 30})
+    assert fence(plain, state).exit is None
+    monkeypatch.setattr(processes, "carriers", lambda launch_id: set())
+    end = fence(plain, state).exit
+    assert end is not None
+    assert (end.reason, end.detail, end.stuck) == ("supervisor_died", "", ())
+    assert plain._fencing == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "stuck"),
+    [
+        pytest.param([[5, 6], [7, 8]], ((5, 6), (7, 8)), id="two"),
+        pytest.param([[5], 7, [5, "6"], None, [7, 8]], ((7, 8),), id="damaged in part"),
+        pytest.param("5 6", (), id="no list"),
+    ],
+)
+def test_an_exit_record_names_what_is_stuck(
+    plain: Plain, state: StateDir, said: object, stuck: tuple[tuple[int, int], ...]
+) -> None:
+    files.put(prepared(state), "exit", {"reason": "cancelled", "ended_at": 5.0, "stuck": said})
+    end = plain.evidence([(1, 1)])[1, 1].exit
+    assert end is not None
+    assert end.stuck == stuck
+
+
+def test_evidence_names_the_supervisor(plain: Plain, state: StateDir) -> None:
+    launch = a_launch(state, ["sleep", "600"])
+    plain.start([launch])
+    seen = wait_until(lambda: plain.evidence([(1, 1)])[1, 1].supervisor)
+    assert seen == (files.get(state.job(1).attempt(1), "started") or {})["supervisor"]
+    assert len(processes.descendants(seen or 0)) == 1
+    plain.stop([Stop(launch.key, launch.launch_id, grace=0.0)])
+    wait_until(lambda: plain.evidence([(1, 1)])[1, 1].exit)
 
 
 # --- wishes and the parent of supervisors ---

@@ -13,7 +13,7 @@ from runner import files, words
 from runner.box import migrations, sqlite
 from runner.box.migrations import VERSION
 from runner.box.sqlite import translate
-from runner.box.store import Store
+from runner.box.store import KnownGpu, Store
 from runner.errors import BadRequest, Busy, DiskFull, Problem, StateDamaged
 
 DATA = Path(__file__).parent / "data"
@@ -53,6 +53,9 @@ def test_an_older_database_is_carried_forward_with_all_that_is_in_it(tmp_path: P
         assert [job.misfires for job in jobs] == [0, 0, 0, 0]
         assert (jobs[1].group, jobs[1].params, jobs[3].held) == ("g2", {"lr": "0.1"}, True)
         assert [attempt.exit_code for attempt in store.attempts(1)] == [3]
+        assert [(job.allotted, job.gpu_peak_bytes, job.exclusive) for job in jobs] == [([], None, False)] * 4
+        assert [attempt.allotted for attempt in store.attempts(1)] == [[]]
+        assert store.gpus() == store.past("train.py") == []
         assert store.remembered("draining") == "yes"
         assert store.known_key(1001, "key", "digest") is not None
     finally:
@@ -61,11 +64,25 @@ def test_an_older_database_is_carried_forward_with_all_that_is_in_it(tmp_path: P
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))
+def test_a_job_of_an_older_database_goes_on_with_a_gpu(tmp_path: Path, version: int) -> None:
+    store = Store(str(specimen(tmp_path / "runner.db", version)))
+    try:
+        store.see_gpus([KnownGpu("GPU-a", "RTX 3090", "00000000:01:00.0", 24 << 30, False, False, 1.0, 1.0)])
+        (job,) = store.jobs([3])
+        assert store.apply([job], [], 200.0, {3: ["GPU-a"]}) == {3}
+        assert (store.jobs([3])[0].allotted, store.attempts(3)[0].allotted) == (["GPU-a"], ["GPU-a"])
+        assert [gpu.uuid for gpu in store.gpus()] == ["GPU-a"]
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("version", range(1, VERSION))
 def test_an_upgraded_database_has_the_schema_of_a_new_one(tmp_path: Path, version: int) -> None:
     old, new = specimen(tmp_path / "old.db", version), tmp_path / "new.db"
     for path in (old, new):
         Store(str(path)).close()
     assert _columns(old) == _columns(new)
+    assert _indexes(old) == _indexes(new)
 
 
 def _columns(path: Path) -> dict[str, dict[str, tuple[Any, ...]]]:
@@ -75,6 +92,13 @@ def _columns(path: Path) -> dict[str, dict[str, tuple[Any, ...]]]:
         table: {row[1]: (row[2], row[3], row[5]) for row in connection.execute(f"PRAGMA table_info({table})")}
         for table in tables
     }
+    connection.close()
+    return found
+
+
+def _indexes(path: Path) -> dict[str, str | None]:
+    connection = sqlite3.connect(path)
+    found = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index'").fetchall())
     connection.close()
     return found
 

@@ -6,6 +6,7 @@ import builtins
 import errno
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,56 @@ def test_carriers_are_found_by_the_whole_launch_id(pids: list[int]) -> None:
     wait_until(lambda: processes.carriers("box-4-1") == {ours})
     os.kill(ours, signal.SIGKILL)
     wait_until(lambda: processes.carriers("box-4-1") == set())
+
+
+def test_a_process_whose_first_thread_ended_lives_as_long_as_the_others(pids: list[int]) -> None:
+    """As one whose other threads hang in a GPU's driver: a zombie that holds its memory."""
+    script = """
+import ctypes, threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+ctypes.CDLL(None).syscall(60 if __import__("os").uname().machine == "x86_64" else 93, 0)
+"""
+    env = {"PATH": os.environ["PATH"], processes.LAUNCH_VARIABLE: "box-5-1"}
+    pids.append(os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-c", script], env))
+    wait_until(lambda: (processes._stat(pids[0]) or [b""])[0] == b"Z")
+    assert pids[0] in processes.descendants(os.getpid())
+    assert processes.carriers("box-5-1") == {pids[0]}
+    start = processes.started(pids[0])
+    assert start is not None
+    assert processes.living([(pids[0], start)]) == [(pids[0], start)]
+    processes.kill({pids[0]})
+    wait_until(lambda: processes.living([(pids[0], start)]) == [])
+
+
+def test_a_process_is_known_by_its_start(pids: list[int]) -> None:
+    ours = sleeper(pids)
+    start = processes.started(ours)
+    assert start is not None
+    assert start > 0
+    assert processes.living([(ours, start), (ours, start - 1), (1 << 30, 5)]) == [(ours, start)]
+    os.kill(ours, signal.SIGKILL)
+    wait_until(lambda: processes.living([(ours, start)]) == [])
+    assert processes.started(ours) == start, "a zombie still has its number"
+    os.waitpid(ours, 0)
+    assert processes.started(ours) is None
+
+
+def test_what_outlived_a_kill_is_named_and_why(pids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, other = sleeper(pids), sleeper(pids)
+    pairs = [[pid, processes.started(pid)] for pid in sorted((ours, other))]
+    first = min(ours, other)
+    said = f"process {first} and 1 more could not be ended: it waits in the kernel"
+    assert processes.outliving({other, ours, 1 << 30}) == {"stuck": pairs, "detail": said}
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", refuse)
+        assert processes.outliving({first})["detail"] == (
+            f"process {first} could not be ended: it belongs to another user"
+        )
+    assert processes.outliving({1 << 30}) == processes.outliving(()) == {}
 
 
 def test_we_do_not_search_ourselves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from tools import need, need_root
 
 from runner import words
 from runner.box import migrations
-from runner.box.store import Group, Move, Store, dump_spec, load_spec
+from runner.box.store import Group, KnownGpu, Move, Past, Store, Stuck, dump_spec, load_spec, statements
 from runner.errors import Busy, DiskFull, KeyReused, NotFound, StateDamaged
 from runner.model import After, Exit, Job, JobSpec
 
@@ -230,6 +230,180 @@ def test_moves_come_before_starts_in_one_transaction(store: Store) -> None:
     assert (store.jobs([1])[0].state, store.jobs([1])[0].attempt) == (words.STARTING, 2)
 
 
+# --- GPUs of a job ---
+
+
+def test_a_start_records_the_gpus_that_it_was_given(store: Store) -> None:
+    first, second = one(store), one(store)
+    assert store.apply([first, second], [], 110.0, {first.id: ["GPU-a", "GPU-b"], 99: ["GPU-c"]}) == {1, 2}
+    assert [job.allotted for job in store.jobs([1, 2])] == [["GPU-a", "GPU-b"], []]
+    assert [store.attempts(job_id)[0].allotted for job_id in (1, 2)] == [["GPU-a", "GPU-b"], []]
+
+
+def test_a_start_that_is_left_alone_takes_no_gpu(store: Store) -> None:
+    job = one(store)
+    store.apply([job], [], 110.0, {job.id: ["GPU-a"]})
+    assert store.apply([job], [], 111.0, {job.id: ["GPU-b"]}) == set()
+    assert store.jobs([job.id])[0].allotted == ["GPU-a"]
+
+
+def test_a_job_that_goes_back_to_the_queue_has_no_gpu_and_its_attempt_keeps_its_own(store: Store) -> None:
+    job = one(store)
+    store.apply([job], [], 110.0, {job.id: ["GPU-a"]})
+    store.apply([], [Move(1, 1, words.RUNNING, started_at=120.0)], 121.0)
+    assert store.jobs([1])[0].allotted == ["GPU-a"]
+    store.apply([], [Move(1, 1, words.QUEUED, words.FAILED, an_exit("exit_code"), retry=True)], 500.0)
+    (job,) = store.jobs([1])
+    assert job.allotted == []
+    store.apply([job], [], 600.0, {1: ["GPU-b"]})
+    job = end(store, store.jobs([1])[0])
+    assert job.allotted == ["GPU-b"]
+    assert [attempt.allotted for attempt in store.attempts(1)] == [["GPU-a"], ["GPU-b"]]
+
+
+def test_what_a_move_says_of_gpu_memory_stays_until_another_says_more(store: Store) -> None:
+    job = run(store, one(store))
+    store.apply([], [Move(1, 1, words.RUNNING, gpu_peak_bytes=5)], 130.0)
+    failed = Exit("cuda_out_of_memory", 1, None, "CUDA out of memory", 200.0, True)
+    back = Move(1, 1, words.QUEUED, words.FAILED, failed, retry=True, gpu_peak_bytes=7, gpu_floor_bytes=24)
+    store.apply([], [back], 201.0)
+    (job,) = store.jobs([1])
+    assert (job.gpu_peak_bytes, job.gpu_floor_bytes, job.shares) == (7, 24, False)
+    job = end(store, run(store, job))
+    assert (job.gpu_peak_bytes, job.gpu_floor_bytes) == (7, 24)
+    assert [attempt.gpu_peak_bytes for attempt in store.attempts(1)] == [7, None]
+
+
+def test_a_job_reads_back_with_what_it_asked_of_gpus(store: Store) -> None:
+    spec = a_spec(gpus=2, gpu_type="3090", gpu_memory_bytes=8 << 30, exclusive=True)
+    job = one(store, spec=spec, program="train.py", expected_seconds=90.5)
+    assert store.jobs([job.id]) == [job]
+    assert (job.gpus, job.gpu_type, job.gpu_memory_bytes, job.exclusive) == (2, "3090", 8 << 30, True)
+    assert (job.expected_seconds, job.allotted, job.gpu_floor_bytes, job.gpu_peak_bytes) == (90.5, [], None, None)
+
+
+def test_an_adopted_process_is_a_job_without_a_cpu(store: Store) -> None:
+    spec = a_spec("python", "train.py", cpus=0, adopts=[4242, 987654], gpu_uuids=["GPU-a"])
+    job = one(store, spec=spec)
+    assert (job.cpus, job.adopts, job.gpu_uuids) == (0, [4242, 987654], ["GPU-a"])
+    assert store.jobs([job.id]) == [job]
+    assert store.spec(job.spec_id) == spec
+
+
+# --- past runs of a program ---
+
+
+def test_past_runs_of_a_program_are_told_newest_first(store: Store) -> None:
+    small = a_spec(gpus=1, gpu_memory_bytes=8 << 30)
+    one(store, program="other.py")
+    for spec in (small, small, a_spec()):
+        one(store, spec=spec, program="train.py")
+    one(store, program="train.py")  # not ended
+    end(store, run(store, store.jobs([1])[0]))
+    store.apply([store.jobs([2])[0]], [], 110.0, {2: ["GPU-a"]})
+    done = Exit(None, 0, None, "", 900.0, True, 130.0)
+    store.apply([], [Move(2, 1, words.SUCCEEDED, words.SUCCEEDED, done, gpu_peak_bytes=5 << 30)], 901.0)
+    store.apply([], [Move(3, 0, words.CANCELLED, None, replace(an_exit("cancelled"), ended_at=950.0))], 951.0)
+    end(store, run(store, store.jobs([4])[0]), replace(an_exit("exit_code"), ended_at=900.0), words.FAILED)
+    assert store.past("train.py") == [
+        Past(3, words.CANCELLED, "cancelled", None, None, 8 << 30, 0, 950.0),
+        Past(4, words.FAILED, "exit_code", 780.0, None, 0, 0, 900.0),
+        Past(2, words.SUCCEEDED, None, 770.0, 5 << 30, 8 << 30, 1, 900.0),
+    ]
+    assert [past.job for past in store.past("train.py", 1)] == [3]
+
+
+def test_a_past_run_lasted_as_long_as_its_last_attempt_not_as_it_waited_to_be_cancelled(store: Store) -> None:
+    job = one(store, program="train.py")
+    store.apply([job], [], 110.0, {1: ["GPU-a"]})
+    failed = Exit("exit_code", 1, None, "", 200.0, True, 120.0)
+    store.apply([], [Move(1, 1, words.QUEUED, words.FAILED, failed, retry=True)], 201.0)
+    store.apply([], [Move(1, 1, words.CANCELLED, None, Exit("cancelled", None, None, "", 9000.0, False))], 9000.0)
+    assert store.past("train.py") == [Past(1, words.CANCELLED, "cancelled", 80.0, None, 0, 1, 9000.0)]
+
+
+def test_jobs_without_a_program_have_no_past(store: Store) -> None:
+    end(store, run(store, one(store)))
+    assert store.past("") == []
+
+
+def test_past_runs_are_found_by_an_index_and_never_sorted(store: Store) -> None:
+    with store._read():
+        explain = f"EXPLAIN QUERY PLAN {statements.PAST.text}"
+        plan = [row[-1] for row in store._connection.exec_driver_sql(explain, {"program": "train.py", "limit": 20})]
+    assert plan[0].startswith("SEARCH jobs USING INDEX jobs_by_program (program=?"), plan
+    assert [step.split()[0] for step in plan] == ["SEARCH"] * 3, plan
+
+
+# --- GPUs of the box ---
+
+
+def a_gpu(uuid: str = "GPU-a", at: float = 100.0, **values: Any) -> KnownGpu:
+    known = {"name": "RTX 3090", "bus_id": "00000000:01:00.0", "memory_bytes": 24 << 30, "unified": False}
+    return KnownGpu(**{"uuid": uuid, **known, "drained": False, "first_seen_at": at, "last_seen_at": at, **values})
+
+
+def test_gpus_that_were_seen_are_known_in_the_order_of_the_bus(store: Store) -> None:
+    first, second = a_gpu("GPU-z"), a_gpu("GPU-a", bus_id="00000000:02:00.0", memory_bytes=None, unified=True)
+    assert store.gpus() == []
+    store.see_gpus([second, first])
+    store.see_gpus([])
+    assert store.gpus() == [first, second]
+
+
+def test_seeing_a_gpu_again_keeps_when_it_came_and_what_people_said_of_it(store: Store) -> None:
+    stuck = Stuck(7, 2, ((4242, 987654),), 150.0)
+    store.see_gpus([a_gpu()])
+    store.drain_gpu("GPU-a", True)
+    store.stuck_gpu(["GPU-a"], stuck)
+    moved = a_gpu(at=200.0, name="NVIDIA GeForce RTX 3090", bus_id="00000000:02:00.0", memory_bytes=None)
+    store.see_gpus([moved])
+    kept = {"memory_bytes": 24 << 30, "first_seen_at": 100.0, "drained": True, "stuck": stuck}
+    assert store.gpus() == [replace(moved, **kept)]
+    store.drain_gpu("GPU-a", False)
+    store.stuck_gpu(["GPU-a"], None)
+    assert store.gpus() == [replace(moved, **kept | {"drained": False, "stuck": None})]
+
+
+def test_a_new_gpu_is_neither_drained_nor_stuck(store: Store) -> None:
+    store.see_gpus([a_gpu(drained=True, stuck=Stuck(1, 1, (), 1.0))])
+    assert store.gpus() == [a_gpu()]
+
+
+def test_a_gpu_is_stuck_in_the_same_transaction_as_its_job_ends(tmp_path: Path) -> None:
+    store = Store(f"{tmp_path}/runner.db")
+    store.see_gpus([a_gpu(), a_gpu("GPU-b")])
+    job = run(store, one(store))
+    left = Stuck(job.id, job.attempt, (), 500.0)
+    ends = [Move(job.id, job.attempt, words.FAILED, words.FAILED, an_exit("signal"))]
+    with store._write():
+        store._connection.exec_driver_sql(
+            "CREATE TEMP TRIGGER no_more BEFORE UPDATE ON jobs BEGIN SELECT RAISE(ABORT, 'is full'); END"
+        )
+    with pytest.raises(DiskFull):
+        store.apply([], ends, 500.0, stuck={"GPU-a": left})
+    assert [gpu.stuck for gpu in store.gpus()] == [None, None]
+    with store._write():
+        store._connection.exec_driver_sql("DROP TRIGGER no_more")
+    assert store.apply([], ends, 500.0, stuck={"GPU-a": left, "GPU-never-seen": left}) == {job.id}
+    store.close()
+    store = Store(f"{tmp_path}/runner.db")
+    assert [gpu.stuck for gpu in store.gpus()] == [left, None]
+    store.apply([], [], 501.0, stuck={"GPU-a": None})
+    assert [gpu.stuck for gpu in store.gpus()] == [None, None]
+    store.close()
+
+
+def test_a_gpu_is_forgotten_and_one_that_was_never_seen_is_named(store: Store) -> None:
+    store.see_gpus([a_gpu()])
+    store.forget_gpu("GPU-a")
+    assert store.gpus() == []
+    with pytest.raises(NotFound, match="this box has no GPU GPU-a"):
+        store.forget_gpu("GPU-a")
+    with pytest.raises(NotFound, match="this box has no GPU GPU-a"):
+        store.drain_gpu("GPU-a", True)
+
+
 # --- wishes and reading ---
 
 
@@ -320,10 +494,12 @@ def test_every_job_as_json_is_the_schema_of_a_job(store: Store) -> None:
     spec = a_spec(
         "sh", "-c", 'echo "ü\\"\n', name='a "name"\n', cpus=2, time_limit=1.5, after=[After(1, True), After(2)]
     )
-    one(store, spec=spec, environment="e1", held=True)
+    spec = replace(spec, gpus=1, gpu_type="3090", gpu_memory_bytes=5, exclusive=True, adopts=[7, 8], gpu_uuids=["GPU"])
+    one(store, spec=spec, environment="e1", held=True, program="train.py", expected_seconds=12.5)
     store.submit(replace(a_request(jobs=2), params=[{"lr": '"'}, {}]), 1763712345.125)
     end(store, run(store, store.jobs([2])[0]), Exit("signal", None, 9, "\x1b[31m", 600.25, True, 550.5), words.FAILED)
-    start(store, store.jobs([3])[0])
+    store.apply([store.jobs([3])[0]], [], 110.0, {3: ["GPU-a", "GPU-b"]})
+    store.apply([], [Move(3, 1, words.RUNNING, gpu_peak_bytes=1 << 40, gpu_floor_bytes=3)], 120.0)
     lines = every(store)
     assert [set(line) for line in lines] == [{each.name for each in fields(Job)}] * 3
     for line, job in zip(lines, store.jobs([1, 2, 3]), strict=True):

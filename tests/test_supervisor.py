@@ -7,12 +7,15 @@ import gc
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +25,7 @@ from builders import a_launch, end_all, write_attempt
 from tools import need, need_root, processes_naming, wait_until
 
 from runner import files
-from runner.job import parent, processes, supervisor
+from runner.job import log, parent, processes, supervisor
 from runner.job.supervisor import FENCED, Supervisor, supervise
 from runner.paths import AttemptDir, StateDir
 
@@ -48,12 +51,15 @@ class Attempt:
         self.directory: AttemptDir = write_attempt(state, self.launch)
         self.pid = 0
 
-    def begin(self) -> Attempt:
+    def begin(self, uid: int = 0) -> Attempt:
+        """uid: whose supervisor it is, if not our own."""
         self.pid = os.fork()
         if self.pid == 0:
             code = 70
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0)
+                if uid:
+                    os.setresuid(uid, uid, uid)
                 os.setsid()
                 os.closerange(3, 1024)  # what the test itself has open
                 code = supervise(self.directory)
@@ -406,6 +412,33 @@ def test_without_a_watch_a_wish_is_found_all_the_same(
     assert ours.end().items() >= {"reason": "cancelled", "exit_code": 3}.items()
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        pytest.param({"reason": "gpu_lost"}, "gpu_lost", id="its GPU is lost"),
+        pytest.param({"reason": "cancelled"}, "cancelled", id="by a person"),
+        pytest.param({"reason": "exit_code"}, "cancelled", id="what no cancel can say"),
+        pytest.param({"reason": ["gpu_lost"]}, "cancelled", id="not a word"),
+        pytest.param({}, "cancelled", id="of an earlier version"),
+    ],
+)
+def test_a_cancel_says_what_the_end_is_for(state: StateDir, said: dict[str, Any], told: str) -> None:
+    before = shell(state, "echo ran")
+    before.cancel(grace=5, **said)
+    assert before.run().items() >= {"reason": told, "started": False}.items()
+    during = shell(state, "echo ready; sleep 60", job=2).begin().says("ready")
+    during.cancel(grace=5, **said)
+    assert during.end().items() >= {"reason": told, "started": True, "signal": 15}.items()
+
+
+def test_the_first_cancel_says_what_the_end_is_for(state: StateDir) -> None:
+    ours = shell(state, "trap '' TERM; echo ready; while :; do sleep 0.01; done").begin().says("ready")
+    ours.cancel(grace=1000, reason="gpu_lost")
+    ours.cancel(grace=0, reason="cancelled")
+    files.put(ours.directory, "kill", {"reason": "cancelled"})
+    assert ours.end().items() >= {"reason": "gpu_lost", "signal": 9}.items()
+
+
 # --- time limit ---
 
 
@@ -529,29 +562,184 @@ def test_a_killed_supervisor_takes_its_job_along_at_once(state: StateDir) -> Non
     os.close(held)
 
 
+# --- what can't be ended ---
+
+
+@pytest.fixture
+def powerless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KILL does nothing, as to a process that waits in the kernel."""
+    monkeypatch.setattr(processes, "kill", lambda pids: None)
+
+
+def lock_is_free(ours: Attempt) -> bool:
+    held = files.lock(ours.directory.lock)
+    if held is not None:
+        os.close(held)
+    return held is not None
+
+
+@pytest.mark.parametrize("wishes", [("cancel",), ("kill",)], ids=["a cancel", "a kill alone"])
+@pytest.mark.usefixtures("powerless")
+def test_a_command_that_does_not_die_is_given_up_and_named(state: StateDir, wishes: tuple[str, ...]) -> None:
+    ours = shell(state, "trap '' TERM; echo $$; while :; do sleep 0.01; done", kill_seconds=0.3).begin().says("\n")
+    pid = int(ours.log)
+    start = processes.started(pid)
+    began = time.monotonic()
+    for wish in wishes:
+        files.put(ours.directory, wish, {"grace": 0})
+    record = ours.end()
+    assert time.monotonic() - began >= 0.3
+    assert record.items() >= {"reason": "cancelled", "started": True, "exit_code": None, "signal": None}.items()
+    assert [pid, start] in record["stuck"]
+    assert re.fullmatch(r"process \d+( and 1 more)? could not be ended: it waits in the kernel", record["detail"])
+    assert "max_rss_bytes" not in record
+    assert lock_is_free(ours)
+
+
+@pytest.mark.usefixtures("powerless")
+def test_a_leftover_that_does_not_die_is_given_up_and_named(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LEFTOVER_GRACE", 0.1)
+    ours = python(state, DAEMONISED.format(wish="signal.signal(signal.SIGTERM, signal.SIG_IGN)"), kill_seconds=0.2)
+    record = ours.run()
+    left = int(Path(state.job(1).out, "left").read_text())
+    assert record.items() >= {"reason": None, "exit_code": 0}.items()
+    assert record["stuck"] == [[left, processes.started(left)]]
+    assert record["detail"] == f"process {left} could not be ended: it waits in the kernel"
+    assert record["max_rss_bytes"] > 0
+    assert lock_is_free(ours)
+
+
+def test_what_dies_within_its_time_is_not_called_stuck(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def slow(pids: set[int]) -> None:
+        calls.append(1)
+        if len(calls) > 20:
+            kill(pids)
+
+    kill = processes.kill
+    monkeypatch.setattr(processes, "kill", slow)
+    monkeypatch.setattr(supervisor, "LEFTOVER_GRACE", 0.0)
+    ours = python(state, DAEMONISED.format(wish="signal.signal(signal.SIGTERM, signal.SIG_IGN)"))
+    record = ours.run()
+    assert "stuck" not in record
+    assert record["detail"] == ""
+
+
+FROZEN = """
+import os
+with open(os.environ["FREEZER"] + "/cgroup.procs", "w") as file:
+    file.write("0")
+print(os.getpid(), flush=True)
+while True:
+    pass
+"""
+
+
+@pytest.mark.root
+def test_a_process_that_the_kernel_keeps_is_given_up_and_ends_when_it_lets_go(state: StateDir, tmp_path: Path) -> None:
+    """The freezer of cgroup v1 keeps it as a GPU's driver may: in state D, with KILL pending."""
+    need_root()
+    with a_freezer(tmp_path) as freezer:
+        ours = python(state, FROZEN, env={"FREEZER": str(freezer)}, kill_seconds=0.5).begin().says("\n")
+        pid = int(ours.log)
+        start = processes.started(pid) or 0
+        (freezer / "freezer.state").write_text("FROZEN")
+        wait_until(lambda: (freezer / "freezer.state").read_text() == "FROZEN\n")
+        ours.cancel(grace=0)
+        record = ours.end()
+        assert (record["reason"], record["exit_code"], record["stuck"]) == ("cancelled", None, [[pid, start]])
+        assert record["detail"] == f"process {pid} could not be ended: it waits in the kernel"
+        assert lock_is_free(ours)
+        assert processes.living([(pid, start)]) == [(pid, start)]
+        (freezer / "freezer.state").write_text("THAWED")
+        wait_until(lambda: processes.living([(pid, start)]) == [])
+
+
+@contextmanager
+def a_freezer(tmp_path: Path) -> Iterator[Path]:
+    """A cgroup that can be frozen; thawed and removed at the end."""
+    mount, umount = need("mount"), need("umount")
+    root = tmp_path / "freezer"
+    root.mkdir()
+    if os.spawnv(os.P_WAIT, mount, [mount, "-t", "cgroup", "-o", "freezer", "cgroup", str(root)]) != 0:
+        pytest.skip("this kernel has no freezer of cgroup v1")
+    try:
+        group = root / f"gpubox-test-{os.getpid()}"
+        group.mkdir()
+        try:
+            yield group
+        finally:
+            (group / "freezer.state").write_text("THAWED")
+            for pid in (group / "cgroup.procs").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+            wait_until(lambda: not (group / "cgroup.procs").read_text())
+            group.rmdir()
+    finally:
+        assert os.spawnv(os.P_WAIT, umount, [umount, str(root)]) == 0
+
+
+@pytest.mark.root
+def test_a_process_of_another_user_is_given_up_and_called_so() -> None:
+    """A job of an unprivileged user whose command becomes root by a setuid program, as sudo does."""
+    need_root()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        become = shutil.copy(need("setpriv"), f"{folder}/setpriv")
+        os.chmod(become, 0o4755)
+        with files_of(65534):
+            state = StateDir(f"{folder}/state")
+            os.makedirs(state.jobs)
+            ours = Attempt(state, "sh", "-c", f"{become} --reuid 0 sleep 600 & echo $!; wait", kill_seconds=0.3)
+        ours.begin(uid=65534).says("\n")
+        left = int(ours.log)
+        start = processes.started(left) or 0
+        try:
+            wait_until(lambda: "Uid:\t0\t0\t" in Path(f"/proc/{left}/status").read_text())
+            with files_of(65534):
+                ours.cancel(grace=0)
+            record = ours.end()
+            assert (record["reason"], record["stuck"]) == ("cancelled", [[left, start]])
+            assert record["detail"] == f"process {left} could not be ended: it belongs to another user"
+            assert lock_is_free(ours)
+        finally:
+            os.kill(left, signal.SIGKILL)
+            wait_until(lambda: processes.living([(left, start)]) == [])
+
+
+@contextmanager
+def files_of(uid: int) -> Iterator[None]:
+    """What is made meanwhile belongs to another user."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
 # --- the log ---
 
 
 def test_a_log_past_its_cap_loses_its_middle_and_keeps_its_offsets(
     state: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "PUNCH_STEP", 64 << 10)
+    monkeypatch.setattr(log, "PUNCH_STEP", 64 << 10)
     lines = 200_000
     ours = shell(state, f"seq -f %09g {lines}", log_head_bytes=100_000, log_tail_bytes=100_000)
     assert ours.run()["exit_code"] == 0
-    log = Path(ours.directory.log).read_bytes()
-    assert len(log) == lines * 10
-    assert log[:98_304] == b"".join(b"%09d\n" % n for n in range(1, 9832))[:98_304]
-    assert log[-100_000:] == b"".join(b"%09d\n" % n for n in range(lines - 9_999, lines + 1))
-    assert log[98_304:-200_000].count(0) == len(log[98_304:-200_000])
+    kept = Path(ours.directory.log).read_bytes()
+    assert len(kept) == lines * 10
+    assert kept[:98_304] == b"".join(b"%09d\n" % n for n in range(1, 9832))[:98_304]
+    assert kept[-100_000:] == b"".join(b"%09d\n" % n for n in range(lines - 9_999, lines + 1))
+    assert kept[98_304:-200_000].count(0) == len(kept[98_304:-200_000])
     assert Path(ours.directory.log).stat().st_blocks * 512 < 400_000
 
 
 def test_a_burst_of_a_million_lines_under_the_cap_is_complete(state: StateDir) -> None:
     ours = shell(state, "seq 1000000", log_tail_bytes=64 * MIB)
     assert ours.run()["exit_code"] == 0
-    with open(ours.directory.log, "rb") as log:
-        assert sum(int(line) == number for number, line in enumerate(log, 1)) == 1_000_000
+    with open(ours.directory.log, "rb") as file:
+        assert sum(int(line) == number for number, line in enumerate(file, 1)) == 1_000_000
 
 
 def test_a_flood_stays_small_on_disk(state: StateDir) -> None:
@@ -602,7 +790,7 @@ def test_a_file_system_without_holes_keeps_the_whole_log(state: StateDir, monkey
         raise OSError(errno.EOPNOTSUPP, "no holes here")
 
     monkeypatch.setattr(files, "punch", refuse)
-    monkeypatch.setattr(supervisor, "PUNCH_STEP", 4096)
+    monkeypatch.setattr(log, "PUNCH_STEP", 4096)
     ours = shell(state, "seq 100000", log_head_bytes=4096, log_tail_bytes=4096)
     assert ours.run()["exit_code"] == 0
     assert ours.log.splitlines() == [str(n) for n in range(1, 100_001)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from runner import words
 from runner.box.schedule import order
@@ -42,9 +42,10 @@ class Book:
     def spec(self, job: Job) -> JobSpec:
         return self.specs[job.spec_id]
 
-    def start(self, job: Job) -> None:
-        """queued -> starting, with a new attempt number."""
+    def start(self, job: Job, allotted: Sequence[str] = ()) -> None:
+        """queued -> starting, with a new attempt number. allotted: UUIDs of the GPUs that it gets."""
         self._unqueue(job)
+        job.allotted = list(allotted)
         job.state, job.attempt = words.STARTING, job.attempt + 1
         job.started_at, job.not_before = None, None
         job.exit_code, job.signal, job.reason, job.detail = None, None, None, ""
@@ -54,7 +55,7 @@ class Book:
         if job.state == words.QUEUED:
             return
         del self.active[job.id]
-        job.state, job.started_at = words.QUEUED, None
+        job.state, job.started_at, job.allotted = words.QUEUED, None, []
         insort(self.queued, job, key=order)
 
     def end(self, job: Job, state: str) -> list[Job]:

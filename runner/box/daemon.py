@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from runner import files, words
@@ -17,18 +18,20 @@ from runner.box import ends
 from runner.box.book import Book
 from runner.box.engines import Engine, Launch, Stop
 from runner.box.events import Events
+from runner.box.gpus.rack import Rack
 from runner.box.launches import launch, launch_id
 from runner.box.prepare import Failure, Preparation
 from runner.box.schedule import Decision, Facts, blocked, broken_dependency, pause, schedule, size
 from runner.box.settings import Settings
 from runner.box.settle import Action, Verdict, after_waiting, settle
-from runner.box.store import Move, Store
+from runner.box.store import Move, Store, Stuck
 from runner.errors import DiskFull, Problem, StateDamaged
-from runner.model import Exit, Job, JobSpec
+from runner.model import Evidence, Exit, Job, JobSpec
 from runner.paths import AttemptDir
 
 BALLAST_BYTES = 64 << 20
 LONG_AGO = -1e9  # when an attempt was asked for that is known not to come, so that it is waited for no longer
+NOWHERE: Mapping[int, Sequence[str]] = {}
 T = TypeVar("T")
 
 
@@ -47,6 +50,7 @@ class Daemon:
         self.preparation = preparation
         self.bin_dir, self.report = bin_dir, report
         self.book = Book()
+        self.gpus = Rack(settings, store)
         self.events = Events(int(time.time() * 1000))  # above any number that an earlier daemon can have given
         self.draining = False
         self.highest_id = 0
@@ -54,6 +58,8 @@ class Daemon:
         self.wakes_at = float("inf")
         self._asked: dict[int, float] = {}  # active job -> when this daemon asked for its attempt (monotonic)
         self._behind = False  # the book is not what the database says
+        self._losing: set[int] = set()  # jobs that were asked to end because a GPU of theirs is lost
+        self._stuck: dict[str, Stuck] = {}  # GPUs that this pass found to be left stuck
 
     # --- start ---
 
@@ -81,6 +87,8 @@ class Daemon:
             states = self.store.states(after.job for after in job.after) if job.after else {}
             book.add([job], specs[job.spec_id], states)
         self.book, self._behind = book, False
+        self._stuck.clear()
+        self.gpus.follow(book.active)
 
     def _report_unknown(self, on_disk: Sequence[int]) -> None:
         """Directories without a row (an old database was put back): told and stopped, never run, never reused."""
@@ -100,12 +108,13 @@ class Daemon:
         self.hear()
         moves, fences = self.settle(now)
         moves += self.fail(now)
+        self.end_lost()
         decision = self.schedule(now)
-        self.apply(decision.starts, moves, fences, now)
+        self.apply(decision.starts, moves, fences, now, decision.placements)
         if not decision.starts:  # a quiet pass: nobody waits for this
             self.engine.stage([(job.id, job.attempt + 1) for job in self.book.queued[: len(self.book.active)]])
         self.prepare(decision, now)
-        self.wakes_at = decision.wakes_at
+        self.wakes_at = min(decision.wakes_at, self.gpus.look(now))
 
     def hear(self) -> None:
         """Attempts whose supervisor will not come are waited for no longer."""
@@ -123,13 +132,27 @@ class Daemon:
         for job in active:
             if (job.id, job.attempt) not in evidence:
                 continue  # unknown is not dead
-            waited = time.monotonic() - self._asked.get(job.id, -float("inf"))
-            verdict = settle(job, self.book.spec(job), evidence[job.id, job.attempt], now, waited)
+            verdict = self._judge(job, evidence[job.id, job.attempt], now)
             if verdict.action is Action.FENCE:
                 fences.append(self.stop_of(job, fence=True))
             elif verdict.action is not Action.KEEP:
                 moves += self._carry(job, verdict, now)
         return moves, fences
+
+    def _judge(self, job: Job, found: Evidence, now: float) -> Verdict:
+        waited = time.monotonic() - self._asked.get(job.id, -float("inf"))
+        end = self._explained(job, found.exit)
+        floor = self.gpus.floor_of(job) if end is not None and end.reason == "cuda_out_of_memory" else None
+        self.gpus.supervised(job, found)
+        return settle(job, self.book.spec(job), replace(found, exit=end), now, waited, floor)
+
+    def end_lost(self) -> None:
+        """The jobs whose GPU is lost: they can't go on, and may not even notice."""
+        lost = [job for job in self.book.active.values() if job.allotted and self.gpus.lost_of(job) is not None]
+        new = [job for job in lost if job.id not in self._losing and not job.adopts]
+        if new:
+            self._stop([self.stop_of(job, reason="gpu_lost") for job in new])
+            self._losing.update(job.id for job in new)
 
     def fail(self, now: float) -> list[Move]:
         """The queued jobs whose environment or code could not be made."""
@@ -151,17 +174,27 @@ class Daemon:
             building=self.preparation.words(book.environments),
             laid_out=self.preparation.laid_out,
             paused=self.paused(),
+            cards=self.gpus.facts(now),
+            links=self.gpus.cards.links,
         )
         return schedule(book.queued if queued is None else queued, list(book.active.values()), facts, explain)
 
-    def apply(self, starts: Sequence[Job], moves: Sequence[Move], fences: Sequence[Stop], now: float) -> None:
-        """Commit what was decided, then do it."""
+    def apply(
+        self,
+        starts: Sequence[Job],
+        moves: Sequence[Move],
+        fences: Sequence[Stop],
+        now: float,
+        placements: Mapping[int, Sequence[str]] = NOWHERE,
+    ) -> None:
+        """Commit what was decided, then do it. placements: the GPUs of those that start and get some."""
         if moves or starts:
-            self._commit(starts, moves, now)
+            self._commit(starts, moves, now, placements)
         for move in moves:
             self.events.publish("job", move.job_id, move.to, now)
         for job in starts:
-            self.book.start(job)
+            self.book.start(job, placements.get(job.id, ()))
+            self.gpus.given(job)
             self._asked[job.id] = time.monotonic()
             self.events.publish("job", job.id, words.STARTING, now)
         if fences:
@@ -204,7 +237,7 @@ class Daemon:
         """A verdict into the book, and as moves for the transaction; an end takes along those who waited for it."""
         if job.id not in self.book.jobs:
             return []  # already ended in this pass, with the job that it waited for
-        end = self._explained(job, verdict.exit)
+        end = verdict.exit
         queued = job.state == words.QUEUED
         if end is not None:
             job.exit_code, job.signal, job.reason, job.detail = end.exit_code, end.signal, end.reason, end.detail
@@ -212,24 +245,27 @@ class Daemon:
             job.state, job.started_at, job.misfires = words.RUNNING, verdict.started_at, 0
             self.preparation.began(job)
             return [Move(job.id, job.attempt, words.RUNNING, started_at=verdict.started_at)]
-        self._over(job)
+        peak = self._over(job, end, now)
         if verdict.action is Action.END:
-            return self._end(job, verdict.state, end, queued, now)
+            return self._end(job, verdict.state, end, queued, peak, now)
         again = verdict.action is Action.RETRY
         counted = again and verdict.not_before is not None
         job.not_before = verdict.not_before
         job.retries_used += counted
         job.misfires = job.misfires + 1 if verdict.misfire else 0
+        if verdict.gpu_floor_bytes is not None:
+            job.gpu_floor_bytes = verdict.gpu_floor_bytes
         self.book.requeue(job)
         state = verdict.state if again else words.LOST
         was = None if queued else state
-        return [Move(job.id, job.attempt, words.QUEUED, was, end, None, verdict.not_before, counted, verdict.misfire)]
+        move = Move(job.id, job.attempt, words.QUEUED, was, end, None, verdict.not_before, counted, verdict.misfire)
+        return [replace(move, gpu_peak_bytes=peak, gpu_floor_bytes=verdict.gpu_floor_bytes)]
 
-    def _end(self, job: Job, state: str, end: Exit | None, queued: bool, now: float) -> list[Move]:
+    def _end(self, job: Job, state: str, end: Exit | None, queued: bool, peak: int | None, now: float) -> list[Move]:
         job.ended_at = end.ended_at if end is not None else now
         if end is not None and end.started_at is not None:
             job.started_at = end.started_at
-        moves = [Move(job.id, job.attempt, state, None if queued else state, end)]
+        moves = [Move(job.id, job.attempt, state, None if queued else state, end, gpu_peak_bytes=peak)]
         for waiter in self.book.end(job, state):
             sentence = broken_dependency(waiter.after, self.book.ended)
             if sentence is not None:
@@ -237,27 +273,46 @@ class Daemon:
                 moves += self._carry(waiter, Verdict(Action.END, words.FAILED, broken), now)
         return moves
 
-    def _over(self, job: Job) -> None:
+    def _over(self, job: Job, end: Exit | None, now: float) -> int | None:
+        """An attempt is over, or a job that waited; the most memory that it was seen to hold on a GPU."""
         self._asked.pop(job.id, None)
+        self._losing.discard(job.id)
         self.preparation.forget(job.id)
+        if job.state == words.QUEUED or not job.allotted:
+            return None
+        peak = self.gpus.peak(job)
+        job.gpu_peak_bytes = peak if peak is not None else job.gpu_peak_bytes
+        if end is not None and end.stuck:
+            self._stuck.update(dict.fromkeys(job.allotted, Stuck(job.id, job.attempt, end.stuck, now)))
+        self.gpus.taken_back(job, now)
+        return peak
 
     def _explained(self, job: Job, end: Exit | None) -> Exit | None:
         """An end with the line of the log that shows its reason."""
         if end is None or not end.started or job.attempt == 0:
             return end
-        return ends.explained(end, self.attempt_dir(job).log)
+        end = ends.explained(end, self.attempt_dir(job).log)
+        lost = self.gpus.lost_of(job)
+        if lost is not None and end.reason in ("exit_code", "signal", "gpu_lost"):
+            end = replace(end, reason="gpu_lost", detail=": ".join(filter(None, (lost, end.detail))))
+        return end
 
     # --- hands ---
 
-    def _commit(self, starts: Sequence[Job], moves: Sequence[Move], now: float) -> None:
+    def _commit(
+        self, starts: Sequence[Job], moves: Sequence[Move], now: float, placements: Mapping[int, Sequence[str]]
+    ) -> None:
+        stuck, self._stuck = self._stuck, {}
         try:
-            applied = self._recorded(lambda: self.store.apply(starts, moves, now))
+            applied = self._recorded(lambda: self.store.apply(starts, moves, now, placements, stuck))
             elsewhere = ({move.job_id for move in moves} | {job.id for job in starts}) - applied
             if elsewhere:
                 raise StateDamaged(f"the queue and the database disagreed about jobs {sorted(elsewhere)}")
         except Problem:
             self.reload()  # the book went ahead of the database
             raise
+        for uuid, who in stuck.items():
+            self.gpus.stuck([uuid], who)
 
     def _stop(self, stops: Sequence[Stop]) -> None:
         self._recorded(lambda: self.engine.stop(stops))
@@ -279,7 +334,9 @@ class Daemon:
         again, and then there is another attempt."""
         try:
             programs = self.bin_dir(job.environment)
-            return launch(job, self.book.spec(job), self.settings, self.store.box_id, programs)
+            spec = self.book.spec(job)
+            gpus = self.gpus.visible(job, spec.gpu_ids)
+            return launch(job, spec, self.settings, self.store.box_id, programs, gpus)
         except Exception as error:
             self.report(f"job {job.id} could not be started: {type(error).__name__}: {error}")
             self._asked[job.id] = LONG_AGO
@@ -287,9 +344,9 @@ class Daemon:
                 self.preparation.gone(job.environment)
             return None
 
-    def stop_of(self, job: Job, grace: float | None = None, fence: bool = False) -> Stop:
+    def stop_of(self, job: Job, grace: float | None = None, fence: bool = False, reason: str = words.CANCELLED) -> Stop:
         ours = launch_id(self.store.box_id, job.id, job.attempt)
-        return Stop((job.id, job.attempt), ours, grace, fence, ran=job.state == words.RUNNING)
+        return Stop((job.id, job.attempt), ours, grace, fence, job.state == words.RUNNING, reason)
 
     def attempt_dir(self, job: Job, number: int | None = None) -> AttemptDir:
         return self.settings.state.job(job.id).attempt(job.attempt if number is None else number)

@@ -1,5 +1,5 @@
 """The frozen supervisor: `state/supervisor/<sha256>.pyz`, so that an upgrade never changes what watches a running job;
-and the parent process that forks supervisors out of it.
+and the parent process that forks supervisors out of it. `pyz adopt PID START` is the command of an adopting job.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from runner import files
 _MAIN = """\
 import sys
 
-from runner.job import parent, supervisor
+from runner.job import adopt, parent, supervisor
 
-sys.exit(parent.main() if sys.argv[1:] == ["parent"] else supervisor.main())
+match sys.argv[1:]:
+    case ["parent"]:
+        sys.exit(parent.main())
+    case ["adopt", *process]:
+        sys.exit(adopt.main(process))
+    case _:
+        sys.exit(supervisor.main())
 """
 _FOLDER = os.path.dirname(os.path.abspath(runner.__file__))
 

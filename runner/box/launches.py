@@ -21,10 +21,10 @@ def launch_id(box_id: str, job: int, attempt: int) -> str:
     return f"{box_id}-{job}-{attempt}"
 
 
-def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: str) -> Launch:
+def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: str, gpus: str = "") -> Launch:
     """The launch of the job's current attempt.
 
-    bin_dir: where its environment's `python` is, put first on PATH.
+    bin_dir: where its environment's `python` is, put first on PATH. gpus: its CUDA_VISIBLE_DEVICES.
     """
     ours = launch_id(box_id, job.id, job.attempt)
     folder = settings.state.job(job.id)
@@ -35,9 +35,10 @@ def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: st
         spec={
             "argv": command(spec.command, job.params),
             "directory": work.rstrip("/"),
-            "env": variables(job, spec, settings, ours, bin_dir),
+            "env": variables(job, spec, settings, ours, bin_dir) | {"CUDA_VISIBLE_DEVICES": gpus},
             "time_limit": spec.time_limit,
             "grace": spec.grace,
+            "kill_seconds": settings.kill_seconds,
             "log_head_bytes": settings.log_head_bytes,
             "log_tail_bytes": settings.log_tail_bytes,
             "events": settings.state.events,
@@ -70,7 +71,6 @@ def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: s
         "RUNNER_DATA": settings.data,
         LAUNCH_VARIABLE: ours,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": "",
     }
     if job.array_index is not None:
         made["RUNNER_ARRAY_INDEX"] = str(job.array_index)

@@ -14,7 +14,7 @@ from runner.box.sqlite import damaged, translated
 from runner.errors import StateDamaged
 from runner.files import failpoint, fsync_dir
 
-VERSION = 2
+VERSION = 3
 LOCK_SECONDS = 5.0  # another program may have the database for so long, until it is told to be held
 
 
@@ -23,7 +23,26 @@ def _from_1(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE jobs ADD COLUMN misfires INTEGER NOT NULL DEFAULT 0")
 
 
-STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1}
+def _from_2(connection: sqlite3.Connection) -> None:
+    """3: GPUs are known; jobs and attempts say which they were given and how much they held, jobs what they run."""
+    for column in (
+        "allotted VARCHAR NOT NULL DEFAULT '[]'",
+        "gpu_floor_bytes INTEGER",
+        "gpu_peak_bytes INTEGER",
+        "expected_seconds FLOAT",
+        "program VARCHAR NOT NULL DEFAULT ''",
+    ):
+        connection.execute(f"ALTER TABLE jobs ADD COLUMN {column}")
+    for column in ("allotted VARCHAR NOT NULL DEFAULT '[]'", "gpu_peak_bytes INTEGER"):
+        connection.execute(f"ALTER TABLE attempts ADD COLUMN {column}")
+    connection.execute(
+        "CREATE TABLE gpus (uuid VARCHAR NOT NULL PRIMARY KEY, name VARCHAR NOT NULL, bus_id VARCHAR NOT NULL, "
+        "memory_bytes INTEGER, unified BOOLEAN NOT NULL, drained BOOLEAN NOT NULL, first_seen_at FLOAT NOT NULL, "
+        "last_seen_at FLOAT NOT NULL, stuck VARCHAR)"
+    )
+
+
+STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2}
 
 
 def prepare(path: str) -> None:

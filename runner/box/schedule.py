@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runner import words
+from runner.box.gpus.placement import Card, Links, Slots
+from runner.box.gpus.placement import exceeds as cards_exceeded
 from runner.model import After, Job, Resources
 
 FOREVER = float("inf")
@@ -22,19 +24,22 @@ class Facts:
     building: Mapping[str, str] = field(default_factory=dict)  # environment not ready -> what is going on, in words
     laid_out: frozenset[int] | set[int] = frozenset()  # jobs whose work tree is there
     paused: str | None = None  # why nothing starts at all: draining, disk
+    cards: Sequence[Card] = ()  # the GPUs
+    links: Links = field(default_factory=dict)  # and how near they are to each other
 
 
 @dataclass(slots=True)
 class Decision:
     starts: list[Job] = field(default_factory=list)
     prepares: list[Job] = field(default_factory=list)  # would start if their work trees were there
+    placements: dict[int, tuple[str, ...]] = field(default_factory=dict)  # of starts and prepares: UUIDs of GPUs
     waits: dict[int, str] = field(default_factory=dict)  # only with explain: job id -> why, in words
     wakes_at: float = FOREVER  # when time alone changes the decision (a retry's pause ends)
 
 
 @dataclass(slots=True)
 class _Head:
-    """The first job that does not fit: what may start behind it must not delay it."""
+    """The first job that waits for others to end: what may start behind it must not delay it."""
 
     job: Job
     at: float  # when it is sure to fit, by the time limits of what runs; FOREVER: unknown
@@ -45,25 +50,29 @@ class _Head:
 class _Room:
     cpus: int
     memory_bytes: int
-    gpus: int
+    gpus: Slots
 
-    def fits(self, job: Job) -> bool:
+    def has(self, job: Job) -> bool:
+        """Whether there are the cpus and the memory."""
         # Less than nothing is left where the box became smaller: no harm to a job that asks for none of it.
-        memory, gpus = max(self.memory_bytes, 0), max(self.gpus, 0)
-        return job.cpus <= self.cpus and job.memory_bytes <= memory and job.gpus <= gpus
+        return job.cpus <= self.cpus and job.memory_bytes <= max(self.memory_bytes, 0)
 
-    def take(self, job: Job) -> None:
+    def place(self, job: Job) -> tuple[str, ...] | None:
+        """The GPUs that it would get, none for a job without; None when there is no room."""
+        return self.gpus.place(job) if self.has(job) else None
+
+    def take(self, job: Job, uuids: Sequence[str]) -> None:
         self.cpus -= job.cpus
         self.memory_bytes -= job.memory_bytes
-        self.gpus -= job.gpus
+        self.gpus.take(job, uuids)
 
-    def give(self, job: Job) -> None:
+    def give(self, job: Job, uuids: Sequence[str]) -> None:
         self.cpus += job.cpus
         self.memory_bytes += job.memory_bytes
-        self.gpus += job.gpus
+        self.gpus.give(job, uuids)
 
     def copy(self) -> _Room:
-        return _Room(self.cpus, self.memory_bytes, self.gpus)
+        return _Room(self.cpus, self.memory_bytes, self.gpus.copy())
 
 
 def order(job: Job) -> tuple[int, int]:
@@ -77,87 +86,152 @@ def schedule(queued: Sequence[Job], active: Sequence[Job], facts: Facts, explain
     queued: in the queue's order (see `order`). active: starting and running jobs.
     explain: also give a reason for every job that waits; without it the scan stops once nothing more can fit.
     Backfill: a job behind the first that does not fit starts only if it ends before that one can, or leaves it room.
+    A job that waits for what is not ours to end (a foreign process, a lost GPU) holds nobody up meanwhile.
     """
-    decision = Decision()
-    capacity = facts.capacity
-    room = _Room(capacity.cpus, capacity.memory_bytes, capacity.gpus)
-    for job in active:
-        room.take(job)
-    head: _Head | None = None
+    scan = _Scan(active, facts)
     for job in queued:
-        if room.cpus <= 0 and not explain:
+        if scan.room.cpus <= 0 and not explain:
             break  # every job takes at least one cpu
-        reason = blocked(job, facts)
-        if reason is not None:
-            if pause(job, facts.now):
-                decision.wakes_at = min(decision.wakes_at, facts.now + pause(job, facts.now))
-        elif not room.fits(job):
-            reason = lacks(job, room, capacity)
-            if head is None:
-                head = _reserve(job, active, decision.starts + decision.prepares, room, facts)
-                if head.at < FOREVER:
-                    reason += f"; starts within {duration(head.at - facts.now)} at the latest"
-            else:
-                reason += f"; behind job {head.job.id}"
-        elif head is not None and not _harmless(job, head, facts):
-            reason = f"waits behind job {head.job.id}, which is first: starting now could delay it"
-        else:
-            reason = _begin(job, room, head, facts, decision)
+        reason = scan.consider(job)
         if explain and reason is not None:
-            decision.waits[job.id] = reason
-    return decision
+            scan.decision.waits[job.id] = reason
+    return scan.decision
 
 
-def _begin(job: Job, room: _Room, head: _Head | None, facts: Facts, decision: Decision) -> str | None:
-    """Give the job its room, at once or as soon as its work tree is there; the reason if it is the latter."""
-    room.take(job)
-    if head is not None and not _ends_before(job, head, facts):
-        head.spare.take(job)
-    if job.snapshot is None or job.id in facts.laid_out:
-        decision.starts.append(job)
-        return None
-    decision.prepares.append(job)
-    return "its code is being laid out"
+class _Scan:
+    """One look over the queue, from its first job on."""
+
+    def __init__(self, active: Sequence[Job], facts: Facts) -> None:
+        self.facts = facts
+        self.decision = Decision()
+        self.room = _Room(facts.capacity.cpus, facts.capacity.memory_bytes, Slots(facts.cards, facts.links))
+        self.running = [(job, tuple(job.allotted)) for job in active]  # and what this pass gave room
+        for job, uuids in self.running:
+            self.room.take(job, uuids)
+        self.head: _Head | None = None
+        # Room only shrinks in a pass: what did not fit will not, and need not be looked at for each of 10,000 jobs.
+        self.refused: dict[tuple[object, ...], str] = {}
+
+    def consider(self, job: Job) -> str | None:
+        """Give a job its room; or the reason why not."""
+        reason = blocked(job, self.facts)
+        if reason is not None:
+            if pause(job, self.facts.now):
+                self.decision.wakes_at = min(self.decision.wakes_at, self.facts.now + pause(job, self.facts.now))
+            return reason
+        shape = _shape(job)
+        reason = self.refused.get(shape)
+        if reason is None:
+            reason, uuids = self._fit(job)
+            if reason is None:
+                return self._begin(job, uuids)
+            if self.head is not None and self.head.job is job:
+                self.refused[shape] = f"{reason}; behind job {job.id}"
+                return reason + self._expectation(job)
+            self.refused[shape] = reason
+        return reason
+
+    def _fit(self, job: Job) -> tuple[str | None, tuple[str, ...]]:
+        """(None, its GPUs), or (why it does not start, nothing)."""
+        too_much = hopeless(job, self.facts)
+        if too_much is not None:
+            return too_much, ()
+        uuids = self.room.place(job)
+        if uuids is None:
+            reason = lacks(job, self.room, self.facts.capacity)
+            if self.head is not None:
+                return f"{reason}; behind job {self.head.job.id}", ()
+            if self.room.gpus.possible(job):
+                self.head = self._reserve(job)
+            return reason, ()
+        if self.head is not None and not self._ends_before(job):
+            spare = self.head.spare
+            uuids = self.room.gpus.place(job, spare.gpus) if spare.has(job) else None
+            if uuids is None:
+                return f"waits behind job {self.head.job.id}, which is first: starting now could delay it", ()
+        return None, uuids
+
+    def _begin(self, job: Job, uuids: tuple[str, ...]) -> str | None:
+        """Give the job its room, at once or as soon as its work tree is there; the reason if it is the latter."""
+        self.room.take(job, uuids)
+        self.running.append((job, uuids))
+        if self.head is not None and not self._ends_before(job):
+            self.head.spare.take(job, uuids)
+        if uuids:
+            self.decision.placements[job.id] = uuids
+        if job.snapshot is None or job.id in self.facts.laid_out:
+            self.decision.starts.append(job)
+            return None
+        self.decision.prepares.append(job)
+        return "its code is being laid out"
+
+    def _reserve(self, job: Job) -> _Head:
+        """When will the first job that does not fit be sure to, and what is left beside it then?"""
+        at, later = self._fits_at(job, expected_end)
+        if at == FOREVER:  # unknown, it may be any moment: only what is left beside it even now can do it no harm
+            later = self.room.copy()
+            later.take(job, ())
+            later.gpus.keep(job)
+        else:
+            later.take(job, later.place(job) or ())
+        return _Head(job, at, later)
+
+    def _fits_at(self, job: Job, end_of: Callable[[Job, float], float]) -> tuple[float, _Room]:
+        """When there is room for a job, if what runs ends as `end_of` says; and the room at that time."""
+        now = self.facts.now
+        later, at = self.room.copy(), now
+        ends = sorted(((end_of(other, now), other, uuids) for other, uuids in self.running), key=lambda each: each[0])
+        for end, other, uuids in ends:
+            if later.place(job) is not None:
+                return at, later
+            later.give(other, uuids)
+            at = end
+        return (at if later.place(job) is not None else FOREVER), later
+
+    def _expectation(self, job: Job) -> str:
+        """`; expected to start in 12 min, within 2 h at the latest`, as far as it is known."""
+        now = self.facts.now
+        sure = self.head.at if self.head is not None else FOREVER
+        likely, _ = self._fits_at(job, likely_end)
+        if likely < min(sure, FOREVER):
+            said = f"; expected to start in about {duration(likely - now)}, going by past runs"
+            return said + (f", within {duration(sure - now)} at the latest" if sure < FOREVER else "")
+        return f"; starts within {duration(sure - now)} at the latest" if sure < FOREVER else ""
+
+    def _ends_before(self, job: Job) -> bool:
+        """Whether a job that starts now is sure to have ended before the first one can start."""
+        return self.head is not None and self.head.at < FOREVER and expected_end(job, self.facts.now) <= self.head.at
 
 
-def _reserve(job: Job, active: Sequence[Job], begun: Sequence[Job], room: _Room, facts: Facts) -> _Head:
-    """When will the first job that does not fit be sure to, and what is left beside it then?"""
-    later = room.copy()
-    ends = sorted(((expected_end(other, facts.now), other) for other in (*active, *begun)), key=lambda pair: pair[0])
-    at = facts.now
-    for end, other in ends:
-        if later.fits(job):
-            break
-        later.give(other)
-        at = end
-    if at == FOREVER:  # unknown, it may be any moment: only what is left beside it even now can do it no harm
-        later = room.copy()
-    later.take(job)
-    return _Head(job, at, later)
+def _shape(job: Job) -> tuple[object, ...]:
+    """Jobs of the same shape fit, or do not, in the same places."""
+    return (
+        job.cpus, job.memory_bytes, job.gpus, job.gpu_type, job.gpu_memory_bytes, job.exclusive, job.gpu_floor_bytes,
+        job.time_limit, job.grace, *job.gpu_uuids,
+    )  # fmt: skip
 
 
 def expected_end(job: Job, now: float) -> float:
+    """When a job is sure to have ended, by its time limit."""
     if job.time_limit is None:
         return FOREVER
     return (job.started_at if job.started_at is not None else now) + job.time_limit + job.grace
 
 
-def _ends_before(job: Job, head: _Head, facts: Facts) -> bool:
-    return head.at < FOREVER and expected_end(job, facts.now) <= head.at
-
-
-def _harmless(job: Job, head: _Head, facts: Facts) -> bool:
-    return _ends_before(job, head, facts) or head.spare.fits(job)
+def likely_end(job: Job, now: float) -> float:
+    """When a job will most likely have ended, by past runs of its program; one that took longer already may take on."""
+    sure = expected_end(job, now)
+    if job.expected_seconds is None:
+        return sure
+    likely = (job.started_at if job.started_at is not None else now) + job.expected_seconds
+    return min(sure, likely) if likely > now else sure
 
 
 # --- reasons ---
 
 
 def blocked(job: Job, facts: Facts) -> str | None:
-    """Why a job could not start even on an empty box; None if it could."""
-    too_much = exceeds(job.cpus, job.memory_bytes, job.gpus, facts.capacity)
-    if too_much is not None:  # the box had more when the job was submitted
-        return f"{too_much}: it can't start here"
+    """Why a job could not start even if the box were empty; None if it could."""
     if facts.paused is not None:
         return facts.paused
     if job.held:
@@ -173,6 +247,12 @@ def blocked(job: Job, facts: Facts) -> str | None:
     if job.environment is not None and job.environment in facts.building:
         return facts.building[job.environment]
     return None
+
+
+def hopeless(job: Job, facts: Facts) -> str | None:
+    """Why a job can't start however long it waits: the box had more when it was submitted."""
+    too_much = exceeds(job.cpus, job.memory_bytes, facts.capacity) or cards_exceeded(job, facts.cards)
+    return None if too_much is None else f"{too_much}: it can't start here"
 
 
 def pause(job: Job, now: float) -> float:
@@ -198,19 +278,18 @@ def lacks(job: Job, room: _Room, capacity: Resources) -> str:
     if job.memory_bytes > max(room.memory_bytes, 0):
         free = size(max(room.memory_bytes, 0))
         parts.append(f"{size(job.memory_bytes)} of memory, {free} of {size(capacity.memory_bytes)} free")
-    if job.gpus > max(room.gpus, 0):
-        parts.append(f"{count(job.gpus, 'GPU')}, {max(room.gpus, 0)} of {capacity.gpus} free")
-    return "needs " + " and ".join(parts)
+    said = ["needs " + " and ".join(parts)] if parts else []
+    if job.gpus and room.gpus.place(job) is None:
+        said.append(room.gpus.lacks(job))
+    return "; ".join(said)
 
 
-def exceeds(spec_cpus: int, spec_memory: int, spec_gpus: int, capacity: Resources) -> str | None:
+def exceeds(spec_cpus: int, spec_memory: int, capacity: Resources) -> str | None:
     """Why a request can never be met on this box; None if it can."""
     if spec_cpus > capacity.cpus:
         return f"asks for {count(spec_cpus, 'cpu')}, the box has {capacity.cpus}"
     if spec_memory > capacity.memory_bytes:
         return f"asks for {size(spec_memory)} of memory, the box has {size(capacity.memory_bytes)}"
-    if spec_gpus > capacity.gpus:
-        return f"asks for {count(spec_gpus, 'GPU')}, the box has {capacity.gpus or 'none'}"
     return None
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 
 import uvicorn
@@ -26,6 +26,7 @@ from runner.box.diary import Diary
 from runner.box.engines.plain import Plain
 from runner.box.envs import Environments
 from runner.box.frozen import Parents, freeze
+from runner.box.gpus.watch import Watch, driver_there, spawner
 from runner.box.prepare import Preparation
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
@@ -39,6 +40,7 @@ from runner.model import Resources
 
 GOODBYE_SECONDS = 5  # for requests that are being answered when the daemon ends
 PARENT_SECONDS = 1.0
+KNOWN_SECONDS = 6.0  # that who asks about GPUs waits for the first look at them; a driver may take long to wake
 HOUSEKEEPING_SECONDS = 3600.0
 IDLE_LOOKS = 15  # in the time after which an idle daemon ends
 
@@ -98,6 +100,7 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         hints = Hints(chosen.state, chosen.state.events, turns)
         closing.callback(hints.close)
         house = made.house(turns, end)
+        house.gpus_known = made.watch_gpus(turns, closing)
         server = _Server(house)
         sock = premises.listen(chosen.socket)
         await server.begin(sock)
@@ -139,7 +142,9 @@ class _Made:
         self.environments = Environments(state.envs, chosen.base_python, time_limit=chosen.build_minutes * 60)
         self.recipes = Recipes(self.blobs, chosen.base_python)
         self.workers = Workers(asyncio.get_running_loop())
-        parents = Parents(freeze(state.supervisor), diary.fd)
+        self.pyz = freeze(state.supervisor)
+        self.diary = diary
+        parents = Parents(self.pyz, diary.fd)
         closing.callback(parents.wait, PARENT_SECONDS)
         capacity = Resources(chosen.cpus, chosen.memory_bytes, 0)
         self.engine = Plain(state, capacity, parents.spawn, self._listen, diary.write)
@@ -173,10 +178,39 @@ class _Made:
         self.environments.touch(environment)
         return self.environments.bin_dir(environment)
 
+    def watch_gpus(self, turns: Turns, closing: ExitStack) -> Callable[[], Awaitable[None]]:
+        """Have the GPUs watched; returns what waits until they are known, or why they are not."""
+        gpus, known = self.daemon.gpus, asyncio.Event()
+
+        def heard(value: object) -> None:
+            known.set()
+            if gpus.heard(value, time.time()):
+                turns.wake()
+
+        def expected() -> bool:
+            return bool(gpus.cards.known) or driver_there()
+
+        watch = Watch(spawner(self.diary.fd), heard, self.diary.write, expected)
+        closing.callback(watch.close)
+        gpus.words, gpus.probe = watch.words, watch.probe
+        watch.begin()
+        if watch.pid is None:
+            known.set()
+
+        async def until_known() -> None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(known.wait(), KNOWN_SECONDS)
+
+        return until_known
+
+    def _watcher(self) -> list[str]:
+        """The command that waits for an adopted process, from the frozen copy: it outlives upgrades."""
+        return [getattr(sys, "_base_executable", sys.executable), "-I", "-S", self.pyz, "adopt"]
+
     def house(self, turns: Turns, end: _End) -> House:
         return House(
             daemon=self.daemon,
-            wishes=Wishes(self.daemon, self.recipes.environment, turns.wake),
+            wishes=Wishes(self.daemon, self.recipes.environment, turns.wake, self._watcher()),
             blobs=self.blobs,
             recipes=self.recipes,
             retention=Retention(self.daemon, self.blobs, self.environments, self.workers.call),

@@ -45,7 +45,7 @@ class Settings:
     keep_outputs_bytes: int = _setting(100 * GIB, "and fetched outputs together take at most this much")
     keep_envs_days: float = _setting(60.0, "environments that no job used are kept this long")
     keep_envs_bytes: int = _setting(50 * GIB, "and environments together take at most this much")
-    gpu_desktop_bytes: int = _setting(GIB, "memory that a desktop may use on a GPU and not be in an exclusive job's way")
+    gpu_desktop_bytes: int = _setting(GIB, "memory that a desktop may use on a GPU without being in a job's way")
     gpu_free_seconds: float = _setting(60.0, "a GPU whose memory is not free so long after a job is stuck")
     kill_seconds: float = _setting(60.0, "processes that live so long after KILL are given up; their GPU is stuck")
     idle_minutes: float = _setting(15.0, "a daemon that a command started ends after this long without work")

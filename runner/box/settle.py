@@ -40,6 +40,7 @@ class Verdict:
     started_at: float | None = None
     not_before: float | None = None
     misfire: bool = False  # REQUEUE: counts towards MISFIRES_MAX
+    gpu_floor_bytes: int | None = None  # RETRY: it ran out of GPU memory with this much
 
 
 KEEP = Verdict(Action.KEEP)
@@ -47,13 +48,16 @@ FENCE = Verdict(Action.FENCE)
 NEVER_RAN = "its supervisor never came to run it"
 
 
-def settle(job: Job, spec: JobSpec, evidence: Evidence, now: float, waited: float) -> Verdict:
+def settle(
+    job: Job, spec: JobSpec, evidence: Evidence, now: float, waited: float, floor_bytes: int | None = None
+) -> Verdict:
     """What follows for a starting or running job.
 
     waited: seconds since this daemon asked for the attempt to start; infinite if an earlier daemon did.
+    floor_bytes: the GPU memory that was not enough for it, if the box has GPUs with more.
     """
     if evidence.exit is not None:
-        return _ended(job, spec, evidence.exit, now)
+        return _ended(job, spec, evidence.exit, now, floor_bytes)
     if evidence.abandoned:
         end = Exit("engine_failed", None, None, NEVER_RAN, now, False)
         return _never_ran(job, end, now, counts=waited < float("inf"))
@@ -68,15 +72,18 @@ def settle(job: Job, spec: JobSpec, evidence: Evidence, now: float, waited: floa
     return FENCE
 
 
-def _ended(job: Job, spec: JobSpec, end: Exit, now: float) -> Verdict:
+def _ended(job: Job, spec: JobSpec, end: Exit, now: float, floor_bytes: int | None) -> Verdict:
     if end.reason == "engine_failed" and not end.started:
         return _never_ran(job, end, now, counts=True)
     state = STATE_OF_REASON.get(end.reason, words.FAILED)
     if job.cancel_requested_at is None:
         if end.reason == "reboot" and spec.requeue:
             return Verdict(Action.RETRY, state, end)
-        if may_retry(job, spec, end.reason):
-            return Verdict(Action.RETRY, state, end, not_before=now + retry_pause(job.retries_used))
+        hopeless = end.reason == "cuda_out_of_memory" and floor_bytes is None  # it would only run out again
+        if may_retry(job, spec, end.reason) and not hopeless:
+            floor = floor_bytes if end.reason == "cuda_out_of_memory" else None
+            pause = retry_pause(job.retries_used)
+            return Verdict(Action.RETRY, state, end, not_before=now + pause, gpu_floor_bytes=floor)
     return Verdict(Action.END, state, end)
 
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from runner import words
+from runner.box.gpus import placement
+from runner.box.gpus.placement import Card
 from runner.box.schedule import exceeds
 from runner.errors import BadRequest, TooMuch, nearest
 from runner.model import PRIORITY_MAX, PRIORITY_MIN, SWEEP_LIMIT, JobSpec, Resources, Submission
@@ -20,15 +22,17 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _RESERVED = re.compile(r"RUNNER_|CUDA_VISIBLE_DEVICES\Z|CUDA_DEVICE_ORDER\Z")
 
 
-def check(submission: Submission, capacity: Resources, states: Mapping[int, str]) -> None:
-    """Refuse what can't be done, with the numbers. states: of the jobs named in `after`, as far as they exist."""
+def check(submission: Submission, capacity: Resources, states: Mapping[int, str], cards: Sequence[Card] = ()) -> None:
+    """Refuse what can't be done, with the numbers. states: of the jobs named in `after`, as far as they exist.
+    cards: the GPUs that the box has, or had when they were last seen."""
     spec = submission.spec
     _check_command(spec)
     _check_amounts(spec)
     _check_names(spec)
-    too_much = exceeds(spec.cpus, spec.memory_bytes, spec.gpus, capacity)
+    too_much = exceeds(spec.cpus, spec.memory_bytes, capacity)
     if too_much is not None:
         raise TooMuch(f"the job {too_much}", "ask for less; `runner box` shows what it has")
+    _check_gpus(spec, cards)
     for after in spec.after:
         if after.job not in states:
             raise BadRequest(
@@ -72,6 +76,7 @@ def _check_amounts(spec: JobSpec) -> None:
         ("cpus", spec.cpus, 1, AMOUNT_MAX),
         ("memory", spec.memory_bytes, 0, AMOUNT_MAX),
         ("gpus", spec.gpus, 0, AMOUNT_MAX),
+        ("the GPU memory", spec.gpu_memory_bytes, 0, AMOUNT_MAX),
         ("priority", spec.priority, PRIORITY_MIN, PRIORITY_MAX),
         ("grace", spec.grace, 0, 86400),
         ("retries", spec.retries, 0, 1000),
@@ -81,6 +86,25 @@ def _check_amounts(spec: JobSpec) -> None:
             raise BadRequest(f"{name} is {value}; it takes {bounds}")
     if spec.time_limit is not None and not (math.isfinite(spec.time_limit) and spec.time_limit > 0):
         raise BadRequest(f"the time limit is {spec.time_limit} s; it takes more than 0", "as in --time-limit 2h30m")
+
+
+def _check_gpus(spec: JobSpec, cards: Sequence[Card]) -> None:
+    if (spec.gpu_type or spec.gpu_memory_bytes) and not spec.gpus:
+        spec.gpus = 1  # who says which, or how much of it, wants one
+    if spec.adopts or spec.gpu_uuids:
+        raise BadRequest("adopts and gpu_uuids are set by the box itself", "`runner adopt PID` adopts a process")
+    if spec.exclusive and not spec.gpus:
+        raise BadRequest("exclusive says how a job has its GPUs, and it asks for none", "add --gpus 1")
+    if spec.gpu_ids not in ("uuid", "index"):
+        raise BadRequest(f"there are no GPU ids of the kind {spec.gpu_ids!r}", "`uuid` or `index`")
+    if len(spec.gpu_type) > NAME_MAX:
+        raise BadRequest(f"the GPU's type is {len(spec.gpu_type)} characters long, {NAME_MAX} are the most")
+    gone = placement.gone(spec.gpu_type, cards)
+    if gone is not None:
+        raise TooMuch(f"the job asks for {gone}", "`runner gpus` shows what there is")
+    too_much = placement.exceeds(spec, cards)
+    if too_much is not None:
+        raise TooMuch(f"the job {too_much}", "ask for less; `runner gpus` shows what there is")
 
 
 def _check_names(spec: JobSpec) -> None:

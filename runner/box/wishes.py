@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from runner import words
+from runner.box import past, submissions
 from runner.box.daemon import Daemon
+from runner.box.gpus import placement
 from runner.box.schedule import duration
 from runner.box.settle import Action, Verdict
 from runner.box.store import Request
 from runner.box.submissions import check, expand
-from runner.errors import BadRequest, Busy, Refused
-from runner.model import PRIORITY_MAX, PRIORITY_MIN, Exit, Job, JobSpec, Principal, Submission, Submitted
+from runner.errors import BadRequest, Busy, NotFound, Refused
+from runner.model import PRIORITY_MAX, PRIORITY_MIN, Exit, Gpu, Job, JobSpec, Principal, Submission, Submitted
 
 
 class Wishes:
-    def __init__(self, daemon: Daemon, environment: Callable[[JobSpec], str | None], wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        environment: Callable[[JobSpec], str | None],
+        wake: Callable[[], None],
+        watcher: Sequence[str] = (),
+    ) -> None:
         """environment: the id of the environment that a spec's snapshot declares; refuses what can't be one.
-        wake: has the loop look at the queue soon."""
+        wake: has the loop look at the queue soon. watcher: the command that waits for an adopted process."""
         self._daemon = daemon
+        self._watcher = watcher
         self._environment = environment
         self._wake = wake
 
@@ -34,17 +43,50 @@ class Wishes:
                 return known, True
         spec = submission.spec
         states = self._daemon.store.states(after.job for after in spec.after) if spec.after else {}
-        check(submission, self._daemon.engine.capacity(), states)
+        now = time.time()
+        check(submission, self._daemon.engine.capacity(), states, self._daemon.gpus.facts(now))
         indices, params = expand(submission)
         environment = self._environment(spec)
-        request = Request(spec, who.user, who.uid, indices, params, submission.held, environment, key, digest)
-        jobs = self._daemon.store.submit(request, time.time(), self._daemon.highest_id)
-        self._daemon.book.add(jobs, spec, states)
-        for job in jobs[:1]:
-            self._daemon.events.publish("job", job.id, words.QUEUED, job.submitted_at)
+        program = past.program(spec)
+        runs = self._daemon.store.past(program)
+        request = Request(
+            spec, who.user, who.uid, indices, params, submission.held, environment, key, digest,
+            program, past.expected_seconds(runs),
+        )  # fmt: skip
+        jobs = self._taken(request, states, now)
         self._wake()
         first = jobs[0]
-        return Submitted(first.id, len(jobs), first.group, words.QUEUED, self._warnings(jobs)), False
+        warnings = self._warnings(spec, now) + past.notes(spec, runs)
+        return Submitted(first.id, len(jobs), first.group, words.QUEUED, warnings), False
+
+    def _taken(self, request: Request, states: Mapping[int, str], now: float) -> list[Job]:
+        """New jobs in the database and in the book."""
+        daemon = self._daemon
+        jobs = daemon.store.submit(request, now, daemon.highest_id)
+        daemon.book.add(jobs, request.spec, states)
+        daemon.events.publish("job", jobs[0].id, words.QUEUED, now)
+        return jobs
+
+    def adopt(self, who: Principal, pid: int) -> Submitted:
+        """A process that the queue did not start becomes a job: waited for and reported, never ended."""
+        self._may_submit(who)
+        daemon, now = self._daemon, time.time()
+        found = daemon.gpus.process(pid)
+        if found is None:
+            raise NotFound(f"process {pid} holds no GPU here", "`runner gpus --processes` lists those that do")
+        process, uuids = found
+        if process.job in daemon.book.jobs:
+            raise Busy(f"process {pid} belongs to job {process.job} already")
+        if who.role != "admin" and process.user != who.user:
+            raise Refused(f"process {pid} is {process.user}'s; you may not adopt it", "ask them, or an administrator")
+        spec = JobSpec(
+            [*self._watcher, str(pid), str(process.started)],
+            name=process.command[: submissions.NAME_MAX] or f"process {pid}",
+            environment="base", cpus=0, gpus=len(uuids), adopts=[pid, process.started], gpu_uuids=uuids,
+        )  # fmt: skip
+        (job,) = self._taken(Request(spec, who.user, who.uid, [None], [{}], False, None), {}, now)
+        daemon.apply([job], [], [], now, {job.id: uuids})
+        return Submitted(job.id, 1, None, job.state)
 
     def rerun(self, who: Principal, job_id: int, key: str | None, digest: str) -> tuple[Submitted, bool]:
         """The same command, options and snapshot once more, as a new job."""
@@ -57,9 +99,9 @@ class Wishes:
             submission.sweep = {name: [value] for name, value in job.params.items()} or None
         return self.submit(who, submission, key, digest)
 
-    def _warnings(self, jobs: Sequence[Job]) -> list[str]:
-        paused = self._daemon.paused()
-        return [paused] if paused is not None else []
+    def _warnings(self, spec: JobSpec, now: float) -> list[str]:
+        silence = self._daemon.gpus.silence(now) if spec.gpus else None
+        return [why for why in (self._daemon.paused(), silence) if why is not None]
 
     # --- wishes about jobs ---
 
@@ -108,10 +150,30 @@ class Wishes:
             self._daemon.store.mark(job_id, fetched_at=time.time())
 
     def drain(self, who: Principal, on: bool) -> None:
-        if who.role != "admin":
-            raise Refused("only an administrator may drain the box", "ask the box's owner")
+        self._owns(who, "drain the box")
         self._daemon.store.remember("draining", "yes" if on else "no")
         self._daemon.draining = on
+        self._wake()
+
+    def drain_gpu(self, who: Principal, name: str, on: bool) -> Gpu:
+        """Nothing new on a GPU, or (off) as usual again. name: its index, its UUID or the start of that."""
+        self._owns(who, "drain a GPU")
+        uuid = self._daemon.gpus.named(name)
+        self._daemon.gpus.drain(uuid, on)
+        self._wake()
+        return next(gpu for gpu in self._daemon.gpus.view(time.time()) if gpu.uuid == uuid)
+
+    def forget_gpu(self, who: Principal, name: str) -> None:
+        """A GPU was taken out of the box for good."""
+        self._owns(who, "have the box forget a GPU")
+        gpus = self._daemon.gpus
+        uuid = gpus.named(name)
+        gpu = next(gpu for gpu in gpus.view(time.time()) if gpu.uuid == uuid)
+        if gpu.jobs:
+            raise Busy(f"{name} has {placement.jobs(gpu.jobs)}", "wait for them, or cancel them")
+        if gpu.state != words.GONE:
+            raise Busy(f"{name} is here ({gpu.state}): only one that is lost can be forgotten", "`runner gpus drain`")
+        gpus.forget(uuid)
         self._wake()
 
     # --- questions ---
@@ -153,6 +215,10 @@ class Wishes:
     def _may_submit(self, who: Principal) -> None:
         if who.role == "read":
             raise Refused(f"{who.user} may look, but not change anything", "ask the box's owner for more")
+
+    def _owns(self, who: Principal, what: str) -> None:
+        if who.role != "admin":
+            raise Refused(f"only an administrator may {what}", "ask the box's owner")
 
     def _mine(self, who: Principal, ids: Iterable[int], verb: str) -> list[Job]:
         """The jobs with these ids, all of which this person may touch; or nothing is done to any of them."""

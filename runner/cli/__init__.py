@@ -20,9 +20,10 @@ COMMANDS = {
     },
     "Look": {
         "ps": ("jobs", "ps", "the queue, and what ended lately"),
-        "show": ("jobs", "show", "everything about a job"),
-        "why": ("jobs", "why", "why a job waits, or how it ended"),
+        "show": ("show", "show", "everything about a job"),
+        "why": ("show", "why", "why a job waits, or how it ended"),
         "diff": ("diff", "diff", "what changed between the code of two jobs"),
+        "gpus": ("gpus", "gpus", "the GPUs: what they do, and who has them"),
     },
     "Change": {
         "cancel": ("jobs", "cancel", "end jobs, or take them out of the queue"),
@@ -30,6 +31,7 @@ COMMANDS = {
         "hold": ("jobs", "hold", "keep queued jobs from starting"),
         "release": ("jobs", "release", "let held jobs start"),
         "priority": ("jobs", "priority", "move jobs forward or back in the queue"),
+        "adopt": ("gpus", "adopt", "take a running process into the list"),
     },
     "The box": {
         "box": ("box", "box", "the boxes you can use, and what they have"),

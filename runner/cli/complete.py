@@ -8,10 +8,16 @@ import os
 from runner import errors
 from runner.cli import TABLE, options, output
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runner.laptop.client import Client
+
 COMPLETION = """\
 Usage: runner completion SHELL
 
-Print a completion script. It completes commands, options and the ids of jobs.
+Print a completion script. It completes commands, options, the ids of jobs and the indices of GPUs.
 
 Options:
   --words                 print what fits the words that follow (the scripts use it)
@@ -42,6 +48,7 @@ end
 complete -c runner -a '(__runner_words)'
 """
 SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+VERBS = ("drain", "undrain", "forget")  # of `runner gpus`
 # Commands whose words are jobs -> the states of the jobs that make sense there ("": any)
 JOBS = {
     "logs": "",
@@ -95,6 +102,13 @@ def fitting(typed: list[str]) -> list[str]:
         return [name for name in TABLE if name.startswith(last)]
     if command == "completion":
         return [name for name in SHELLS if name.startswith(last)]
+    if command == "submit" and before[-1] in VALUES and not _past_script(text, before[1:-1]):
+        return [value for value in VALUES[before[-1]]() if value.startswith(last)]
+    if command == "gpus":
+        verbs = [word for word in before[1:] if not word.startswith("-")]
+        return [word for word in (_gpu_indices() if verbs else VERBS) if word.startswith(last)]
+    if command == "adopt":
+        return [pid for pid in _foreign() if pid.startswith(last)]
     return _job_ids(JOBS[command], last) if command in JOBS else []
 
 
@@ -117,11 +131,41 @@ def _past_script(text: str, before: list[str]) -> bool:
         return False
 
 
+def _gpus() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _awake().get("/gpus")["gpus"]
+    return found
+
+
+def _gpu_indices() -> list[str]:
+    return [str(gpu["index"]) for gpu in _gpus() if gpu.get("index") is not None]
+
+
+def _gpu_types() -> list[str]:
+    """The word that tells models apart: 3090, 4090, H200."""
+    names = [word for gpu in _gpus() for word in output.model(gpu["name"]).split() if any(map(str.isdigit, word))]
+    return list(dict.fromkeys(names))
+
+
+def _foreign() -> list[str]:
+    """The processes on GPUs that are not of the queue."""
+    found = [process for gpu in _gpus() for process in gpu["processes"] if process["job"] is None]
+    return list(dict.fromkeys(str(process["pid"]) for process in found))
+
+
+# Options of submit whose values are known -> what lists them
+VALUES = {"--gpu-ids": lambda: ["uuid", "index"], "--gpu-type": _gpu_types}
+
+
 def _job_ids(states: str, start: str) -> list[str]:
+    jobs = _awake().get("/jobs" + (f"?state={states}" if states else ""))["jobs"]
+    names = [str(job["id"]) for job in jobs] + [str(job["group"]) for job in jobs if job.get("group")]
+    return [name for name in dict.fromkeys(names) if name.startswith(start)]
+
+
+def _awake() -> Client:
+    """The box, if it runs, whatever version it has."""
     from runner.laptop import boxes
 
     api = boxes.open_box(start=False)
     api.greet = None
-    jobs = api.get("/jobs" + (f"?state={states}" if states else ""))["jobs"]
-    names = [str(job["id"]) for job in jobs] + [str(job["group"]) for job in jobs if job.get("group")]
-    return [name for name in dict.fromkeys(names) if name.startswith(start)]
+    return api

@@ -8,14 +8,17 @@ import sys
 import time
 
 import runner
-from runner import errors, paths
+from runner import errors, paths, words
 from runner.cli import options, output
+from runner.cli.gpus import NO_DRIVER
 from runner.laptop import boxes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
+
+    from runner.laptop.client import Client
 
     Check = tuple[str, str, str, str]  # what was looked at, ok | warn | fail, what was seen, what to do
 
@@ -154,6 +157,7 @@ def _box(name: str) -> Iterator[Check]:
     yield _version(str(hello.get("version")))
     yield _clock(headers.get("date", ""), asked)
     yield from _health(about)
+    yield _gpus(api)
 
 
 def _version(theirs: str) -> Check:
@@ -219,5 +223,21 @@ def _health(about: dict[str, Any]) -> Iterator[Check]:
     versions = about.get("versions") or {}
     if python := str(versions.get("base_python") or ""):
         yield _base(python)
-    gpus = (about.get("capacity") or {}).get("gpus") or 0
-    yield "GPUs", OK, output.many(int(gpus), "GPU") if gpus else "none seen: jobs run on the CPU", ""
+
+
+def _gpus(api: Client) -> Check:
+    """Whether the driver answers, and which GPUs need somebody to look after them. To have none is fine."""
+    try:
+        seen = api.get("/gpus")
+    except errors.Problem as problem:
+        return "GPUs", FAIL, problem.message, problem.hint
+    found, silent = seen.get("gpus") or [], seen.get("silent")
+    if not found and silent in (None, NO_DRIVER):
+        return "GPUs", OK, f"{NO_DRIVER}: jobs without GPU run", ""
+    if silent:
+        return "GPUs", FAIL if found else WARN, str(silent), "`nvidia-smi` shows whether the driver works"
+    ill = [gpu for gpu in found if gpu["state"] in (words.GONE, words.STUCK, words.UNKNOWN)]
+    if ill:
+        said = "; ".join(str(gpu.get("why") or f"{gpu['uuid']} is {gpu['state']}") for gpu in ill)
+        return "GPUs", WARN, said, "`runner gpus` shows all; `runner gpus forget GPU` if one was taken out for good"
+    return "GPUs", OK, f"the driver answers, {output.many(len(found), 'GPU')}", ""

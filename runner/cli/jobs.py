@@ -1,4 +1,4 @@
-"""The queue and its jobs: ps, show, why, cancel, hold, release, priority."""
+"""The queue: ps, cancel, hold, release, priority."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 
     from runner.laptop.client import Client
 
-COMMON = """\
-  --json                  as JSON
-  --box NAME              which box (GPUBOX_BOX, else local)
-  -h, --help              this text
-"""
 PS = f"""\
 Usage: runner ps [OPTIONS] [IDS...]
 
@@ -31,36 +26,11 @@ Options:
   --state STATE...        only these, such as running or failed,lost
   --no-group              each job of an array or a sweep on its own line
   -q, --quiet             ids only
-{COMMON}
+{options.COMMON}
 Examples:
   runner ps
   runner ps --state failed
   runner cancel $(runner ps -q --state queued)
-"""
-SHOW = f"""\
-Usage: runner show [OPTIONS] IDS...
-
-Everything about a job: what was asked, what became of it, each attempt, its outputs.
-
-Options:
-  --files                 the files of its snapshot
-{COMMON}
-Examples:
-  runner show 42
-  runner show 42 --files
-  runner show 42 --json
-"""
-WHY = f"""\
-Usage: runner why [OPTIONS] IDS...
-
-Why a job waits, or how it ended, in a sentence.
-
-Options:
-{COMMON}
-Examples:
-  runner why 42
-  runner why g42
-  runner why 42 --json
 """
 CANCEL = f"""\
 Usage: runner cancel [OPTIONS] IDS...
@@ -69,7 +39,7 @@ End running jobs (asked first, then killed after their grace), take waiting ones
 
 Options:
   --grace TIME            instead of each job's own; 0 kills at once
-{COMMON}
+{options.COMMON}
 Examples:
   runner cancel 42
   runner cancel 42-50 g60
@@ -81,7 +51,7 @@ Usage: runner hold [OPTIONS] IDS...
 Keep queued jobs from starting until `runner release`.
 
 Options:
-{COMMON}
+{options.COMMON}
 Examples:
   runner hold 42
   runner hold g42
@@ -93,7 +63,7 @@ Usage: runner release [OPTIONS] IDS...
 Let jobs start that `runner hold` or `runner submit --hold` keeps from it.
 
 Options:
-{COMMON}
+{options.COMMON}
 Examples:
   runner release 42
   runner release 42-50
@@ -105,12 +75,14 @@ Usage: runner priority [OPTIONS] IDS... PRIORITY
 Move queued jobs: the higher number starts earlier. It is 0 unless asked otherwise; -1000 to 1000.
 
 Options:
-{COMMON}
+{options.COMMON}
 Examples:
   runner priority 42 10
   runner priority g42 -5
   runner priority 42 43 0
 """
+HEADINGS = ("ID", "STATE", "NAME", "USER", "AGE", "TIME", "GPUS", "")
+GPU = HEADINGS.index("GPUS")  # the column that is there only where a job has any
 MANY = 10  # jobs named one by one in a sentence; beyond, they are counted
 
 
@@ -132,7 +104,7 @@ def ps(arguments: list[str]) -> int:
     path = "/jobs" + ("?" + "&".join(asked) if asked else "")
     if "--all" in given and "--json" in given:
         return _pass_through(api, path)
-    answer = {"jobs": list(_streamed(api, path))} if "--all" in given else api.get(path)
+    answer: dict[str, Any] = {"jobs": list(_streamed(api, path))} if "--all" in given else api.get(path)
     jobs = answer["jobs"]
     if "--json" in given:
         output.json(jobs)
@@ -141,7 +113,7 @@ def ps(arguments: list[str]) -> int:
             output.put(f"{job['id']}\n")
     else:
         groups = answer["groups"] if "groups" in answer else _groups(jobs, "--no-group" not in given)
-        _table(jobs, {group["group"]: group for group in groups})
+        _table(jobs, {group["group"]: group for group in groups}, answer.get("gpus") or {})
     return 0
 
 
@@ -175,26 +147,31 @@ def _groups(jobs: list[dict[str, Any]], wanted: bool) -> Iterable[dict[str, Any]
     return found.values()
 
 
-def _table(jobs: list[dict[str, Any]], groups: dict[str, dict[str, Any]]) -> None:
+def _table(jobs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], indices: dict[str, int]) -> None:
+    """indices: UUID -> index of the box's GPUs."""
     if not jobs and not groups:
         output.say("no jobs; `runner submit train.py` makes one")
         return
     now = time.time()
-    rows = [(int(job["id"]), _row(job, now)) for job in jobs if job.get("group") not in groups]
+    rows = [(int(job["id"]), _row(job, now, indices)) for job in jobs if job.get("group") not in groups]
     rows += [(int(group["first_id"]), _group_row(group, now)) for group in groups.values()]
     rows.sort(key=lambda row: row[0])
-    headings = ("ID", "STATE", "NAME", "USER", "AGE", "TIME", "")
-    output.table(headings, [row for _, row in rows], gives_way=(6, 2, 3), painted=1)
+    table = [list(HEADINGS), *(row for _, row in rows)]
+    if not any(row[GPU] for row in table[1:]):
+        for row in table:
+            del row[GPU]
+    last = len(table[0]) - 1
+    output.table(table[0], table[1:], gives_way=(last, 2, 3), painted=1)
 
 
 def _group_row(group: dict[str, Any], now: float) -> list[str]:
     state = _group_state(group["counts"])
     why = f"; {group['why']}" if state == words.QUEUED and group.get("why") else ""
     age = output.span(now - group["submitted_at"])
-    return [group["group"], state, group["name"], group["user"], age, "", count_text(group["counts"]) + why]
+    return [group["group"], state, group["name"], group["user"], age, "", "", count_text(group["counts"]) + why]
 
 
-def _row(job: dict[str, Any], now: float) -> list[str]:
+def _row(job: dict[str, Any], now: float, indices: dict[str, int]) -> list[str]:
     if job["state"] in words.FINISHED:
         last = output.ending(job) if job["state"] != words.SUCCEEDED else ""
     else:
@@ -204,7 +181,16 @@ def _row(job: dict[str, Any], now: float) -> list[str]:
     if job.get("array_index") is not None:
         details.append(f"[{job['array_index']}]")
     name = " ".join([name, *details])
-    return [str(job["id"]), job["state"], name, job["user"], *_ages(job, now), last]
+    return [str(job["id"]), job["state"], name, job["user"], *_ages(job, now), _gpus(job, indices), last]
+
+
+def _gpus(job: dict[str, Any], indices: dict[str, int]) -> str:
+    """The GPUs that it has or had (GPU 0,1), or how many it waits for (2 GPUs)."""
+    allotted = job.get("allotted") or ()
+    given = sorted(indices[uuid] for uuid in allotted if uuid in indices)
+    if given and len(given) == len(allotted) and job["state"] != words.QUEUED:
+        return "GPU " + ",".join(map(str, given))
+    return output.many(job["gpus"], "GPU") if job.get("gpus") else ""
 
 
 def _ages(job: dict[str, Any], now: float) -> tuple[str, str]:
@@ -226,126 +212,6 @@ def count_text(counts: dict[str, int]) -> str:
     order = (words.SUCCEEDED, *(state for state in words.STATES if state not in (words.SUCCEEDED, words.QUEUED)))
     parts = [f"{counts[state]} {state}" for state in (*order, words.QUEUED) if counts.get(state)]
     return f"{output.many(sum(counts.values()), 'job')}: {', '.join(parts)}"
-
-
-# --- show and why ----------------------------------------------------------------------------------------------------
-
-
-def show(arguments: list[str]) -> int:
-    given = options.parse(SHOW, arguments)
-    ids = values.jobs(given.words, "runner show")
-    api = boxes.open_box(given.get("--box"))
-    for position, job_id in enumerate(_each(api, ids)):
-        if "--files" in given:
-            _show_files(api.get(f"/jobs/{job_id}/files"), "--json" in given)
-            continue
-        found = api.get(f"/jobs/{job_id}")
-        if "--json" in given:
-            output.json(found)
-            continue
-        output.put("\n" if position else "")
-        _show_job(found)
-    return 0
-
-
-def _each(api: Client, ids: list[int | str]) -> list[int]:
-    """Job numbers; a group is asked for its jobs."""
-    if all(isinstance(part, int) for part in ids):
-        return [int(part) for part in ids]
-    return [int(job["id"]) for job in api.get(f"/jobs?ids={values.query(ids)}")["jobs"]]
-
-
-def _show_files(manifest: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        output.json(manifest)
-        return
-    rows = [[oct(mode)[-3:], str(size), path] for path, (mode, size, _) in manifest["files"].items()]
-    rows += [["link", "-", f"{path} -> {target}"] for path, target in manifest["links"].items()]
-    rows += [["dir", "-", f"{path}/"] for path in manifest["dirs"]]
-    output.table(("MODE", "BYTES", "FILE"), sorted(rows, key=lambda row: row[2]), gives_way=())
-
-
-def _show_job(found: dict[str, Any]) -> None:
-    job, spec = found["job"], found["spec"]
-    state = output.state(job["state"])
-    output.put(f"job {job['id']}  {state}  {output.clean(job['name'])}\n")
-    files = found.get("files") or {}
-    facts = [
-        ("why", found.get("why")),
-        ("ended", output.ending(job) if job["state"] in words.FINISHED else ""),
-        ("detail", job.get("detail")),
-        ("command", output.line(job["command"])),
-        ("directory", spec.get("directory") or ("the project's root" if spec.get("snapshot") else "")),
-        ("project", job.get("project")),
-        (
-            "files",
-            f"{output.many(files.get('count', 0), 'file')}, {output.size(files.get('bytes', 0))}" if files else "",
-        ),
-        ("snapshot", job.get("snapshot")),
-        ("environment", job.get("environment") or spec.get("environment")),
-        ("needs", _needs(job)),
-        ("user", job["user"]),
-        ("group", job.get("group")),
-        ("parameters", ", ".join(f"{key}={value}" for key, value in (job.get("params") or {}).items())),
-        ("waits for", ", ".join(f"{after['job']}{':any' * after['any_end']}" for after in spec.get("after") or ())),
-        ("variables", " ".join(sorted(spec.get("env") or ()))),
-        ("priority", str(job["priority"]) if job.get("priority") else ""),
-        ("retries", _retries(spec)),
-        ("submitted", output.moment(job["submitted_at"])),
-        ("brought home", output.moment(job["fetched_at"]) if job.get("fetched_at") else ""),
-    ]
-    for name, text in facts:
-        if text:
-            output.put(f"  {name:<13} {output.clean(str(text))}\n")
-    for attempt in found.get("attempts") or ():
-        output.put(f"  {'attempt ' + str(attempt['number']):<13} {output.clean(_attempt(attempt))}\n")
-    for position, entry in enumerate(found.get("outputs") or ()):
-        label = "" if position else "outputs"
-        output.put(f"  {label:<13} {output.clean(entry['path'])} ({output.size(entry['size'])})\n")
-
-
-def _needs(job: dict[str, Any]) -> str:
-    parts = [output.many(job["cpus"], "core")]
-    if job.get("memory_bytes"):
-        parts.append(f"{output.size(job['memory_bytes'])} of memory")
-    if job.get("gpus"):
-        parts.append(output.many(job["gpus"], "GPU"))
-    if job.get("time_limit"):
-        parts.append(f"at most {output.span(job['time_limit'])}")
-    return ", ".join(parts)
-
-
-def _retries(spec: dict[str, Any]) -> str:
-    parts = []
-    if spec.get("retries"):
-        only = ", ".join(spec.get("retry_on") or ())
-        parts.append(f"up to {spec['retries']}" + (f", only for {only}" if only else ""))
-    if spec.get("requeue"):
-        parts.append("again after a reboot")
-    return "; ".join(parts)
-
-
-def _attempt(attempt: dict[str, Any]) -> str:
-    parts = [attempt["state"], f"from {output.moment(attempt.get('started_at') or attempt['created_at'])}"]
-    if attempt.get("started_at") and attempt.get("ended_at"):
-        parts.append(f"for {output.span(attempt['ended_at'] - attempt['started_at'])}")
-    parts += [text for text in (output.ending(attempt), attempt.get("detail")) if text]
-    return ", ".join(parts)
-
-
-def why(arguments: list[str]) -> int:
-    given = options.parse(WHY, arguments)
-    ids = values.jobs(given.words, "runner why")
-    api = boxes.open_box(given.get("--box"))
-    numbers = _each(api, ids)
-    for job_id in numbers:
-        found = api.get(f"/jobs/{job_id}/why")
-        if "--json" in given:
-            output.json(found)
-        else:
-            before = f"job {job_id}: " if len(numbers) > 1 else ""
-            output.put(f"{before}{output.clean(str(found['why']))}\n")
-    return 0
 
 
 # --- changing them ---------------------------------------------------------------------------------------------------

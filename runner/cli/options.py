@@ -10,6 +10,12 @@ from __future__ import annotations
 
 from runner import errors
 
+COMMON = """\
+  --json                  as JSON
+  --box NAME              which box (GPUBOX_BOX, else local)
+  -h, --help              this text
+"""  # what most commands take
+
 
 class HelpAsked(Exception):
     """-h or --help: not an error, but the end of the command."""

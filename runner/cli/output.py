@@ -23,6 +23,13 @@ COLOURS = {
     words.STARTING: BLUE,
     words.QUEUED: YELLOW,
     words.CANCELLED: DIM,
+    words.FREE: GREEN,
+    words.BUSY: BLUE,
+    words.SHARED: BLUE,
+    words.FOREIGN: YELLOW,
+    words.DRAINING: YELLOW,
+    words.ASLEEP: DIM,
+    words.UNKNOWN: YELLOW,
 }
 GAP = 2
 NARROWEST = 8  # a column that gives way keeps this much
@@ -128,6 +135,23 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit[:4] == "byte" or count >= 10 else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def portion(part: int | None, whole: int | None) -> str:
+    """11.2 of 24 GiB; what is not known is left out, or -"""
+    text = "-" if part is None else _gibibytes(part)
+    if whole is not None:
+        text += f" of {_gibibytes(whole)}"
+    return text if text == "-" else f"{text} GiB"
+
+
+def _gibibytes(count: int) -> str:
+    return f"{count / (1 << 30):.1f}".removesuffix(".0")
+
+
+def model(name: str) -> str:
+    """NVIDIA GeForce RTX 3090 is RTX 3090"""
+    return name.removeprefix("NVIDIA ").removeprefix("GeForce ")
 
 
 def span(seconds: float) -> str:

@@ -26,7 +26,11 @@ outputs home. Options come before the script; everything after it is the script'
 What it needs:
   --cpus N                cores (1)
   --mem SIZE              memory, such as 8G
-  --gpus N                GPUs (0)
+  --gpus N                GPUs (0; 1 with --gpu-type or --gpu-mem)
+  --gpu-type TEXT         only such: words of the model's name, as in 3090, or the start of a UUID
+  --gpu-mem SIZE          memory on each, such as 8G; jobs that fit beside each other share a GPU
+  --exclusive             share none of them, though --gpu-mem is given
+  --gpu-ids KIND          what CUDA_VISIBLE_DEVICES holds: uuid, or index for what reads only numbers (uuid)
   --time-limit TIME       end it after 90 (seconds), 2h30m or 1-12:00:00
   --grace TIME            between asking it to end and ending it (30)
 
@@ -59,7 +63,7 @@ How it goes on:
 
 Examples:
   runner submit train.py --epochs 10
-  runner submit -d --time-limit 2h --mem 8G train.py
+  runner submit -d --time-limit 2h --gpu-mem 8G train.py
   runner submit --sweep lr=1e-3,1e-4 -- python train.py --lr {lr}
 """
 RERUN = """\
@@ -78,6 +82,7 @@ Examples:
   runner rerun -d 42
   runner diff 41 42       what changed between two jobs
 """
+GPU_IDS = ("uuid", "index")
 TRIES = 3  # of sending: what the box lost between our question and our submission is sent again
 
 
@@ -90,7 +95,7 @@ def submit(arguments: list[str]) -> int:
     body.update(_many(given))
     if "--no-files" in given:
         if "--dry-run" in given:
-            return _dry_run(given, body, None, start)
+            return _rehearse(given, body, None, start)
         api = boxes.open_box(box)
         spec["after"] = _after(given, api)
         return _send(given, api, body, None)
@@ -100,10 +105,16 @@ def submit(arguments: list[str]) -> int:
     limit = values.size("--max-size", largest) if largest else snapshot.LIMIT_BYTES
     walk = snapshot.begin(spec["project"], include=given.all("--include"), limit_bytes=limit)
     if "--dry-run" in given:
-        return _dry_run(given, body, walk.finish(), start)
+        return _rehearse(given, body, walk.finish(), start)
     api = boxes.open_box(box)
     spec["after"] = _after(given, api)
     return _send(given, api, body, walk.finish())
+
+
+def _rehearse(given: Given, body: dict[str, Any], snap: Snapshot | None, start: str) -> int:
+    from runner.cli import rehearsal
+
+    return rehearsal.rehearse(given, body, snap, start)
 
 
 def rerun(arguments: list[str]) -> int:
@@ -256,11 +267,32 @@ def _wishes(given: Given) -> dict[str, Any]:
         wishes["requeue"] = True
     if "--base" in given:
         wishes["environment"] = "base"
+    wishes.update(_gpus(given, wishes.get("gpus")))
     if texts := given.all("--retry-on"):
         wishes["retry_on"] = values.reasons(texts)
         wishes.setdefault("retries", 1)
     if texts := given.all("--env"):
         wishes["env"] = values.environment(texts, dict(os.environ))
+    return wishes
+
+
+def _gpus(given: Given, count: int | None) -> dict[str, Any]:
+    """Which GPUs, and for itself or not. count: how many, if that was typed."""
+    wishes: dict[str, Any] = {}
+    if text := given.get("--gpu-type"):
+        wishes["gpu_type"] = text
+    if text := given.get("--gpu-mem"):
+        wishes["gpu_memory_bytes"] = values.size("--gpu-mem", text, values.MEMORY_LEAST)
+    if wishes and count is None:
+        count = wishes["gpus"] = 1
+    if "--exclusive" in given:
+        wishes["exclusive"] = True
+    if text := given.get("--gpu-ids"):
+        wishes["gpu_ids"] = values.choice("--gpu-ids", text, GPU_IDS)
+    if not count:
+        for option in ("--gpu-type", "--gpu-mem", "--exclusive", "--gpu-ids"):
+            if option in given:
+                raise errors.BadRequest(f"{option} is about GPUs, and the job asks for none", f"--gpus 1 {option} ...")
     return wishes
 
 
@@ -365,45 +397,3 @@ def _follow(api: Client, answer: dict[str, Any], group: str | None) -> int:
     from runner.cli import logs
 
     return logs.follow(api, int(answer["id"]))
-
-
-# --- saying what would be sent ---------------------------------------------------------------------------------------
-
-
-def _dry_run(given: Given, body: dict[str, Any], snap: Snapshot | None, start: str) -> int:
-    spec = body["spec"]
-    if snap:
-        spec["snapshot"] = snap.id
-    environment = "base" if "--base" in given else _declared_environment(spec, start)
-    size = {"count": snap.count, "bytes": snap.bytes} if snap else {"count": 0, "bytes": 0}
-    if "--json" in given:
-        output.json({**body, "files": size, "environment": environment})
-        return 0
-    count = len(body.get("array") or ()) or 1
-    for choices in (body.get("sweep") or {}).values():
-        count *= len(choices)
-    rows = [
-        ("jobs", str(count)),
-        ("command", output.line(spec["command"])),
-        ("directory", os.path.join(spec["project"], spec.get("directory", "")).rstrip("/") or "/"),
-        ("files", f"{size['count']}, {output.size(size['bytes'])} (what the box has is not sent again)"),
-        ("environment", environment),
-    ]
-    for name, text in rows:
-        output.put(f"{name:<12} {output.clean(text)}\n")
-    for warning in snap.warnings if snap else ():
-        output.say(f"note: {warning}")
-    output.say("nothing was sent")
-    return 0
-
-
-def _declared_environment(spec: dict[str, Any], start: str) -> str:
-    """Where the box will find what the job needs installed, in the order in which it looks."""
-    if spec.get("script") and start.endswith(".py"):
-        with open(start, "rb") as file:
-            if b"\n# /// script" in b"\n" + file.read(64 << 10):
-                return f"declared in {spec['script']}"
-    for name in ("requirements.txt", "uv.lock", "pyproject.toml"):
-        if spec.get("snapshot") and os.path.exists(os.path.join(spec["project"], name)):
-            return f"declared in {name}"
-    return "base"

@@ -78,6 +78,13 @@ def size(option: str, text: str, least: int = 0) -> int:
     return size_bytes
 
 
+def choice(option: str, text: str, known: tuple[str, ...]) -> str:
+    if text not in known:
+        guess = errors.nearest(text, known)
+        raise errors.BadRequest(f'{option} takes {" or ".join(known)}: not "{text}"{guess}')
+    return text
+
+
 def _decimal(text: str) -> bool:
     return text.isascii() and 0 < len(text) < 16 and text.replace(".", "", 1).isdigit()
 

@@ -6,7 +6,12 @@ import errno
 import os
 import signal
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 LAUNCH_VARIABLE = "RUNNER_LAUNCH_ID"
+_THREADS, _STARTED = 17, 19  # among the fields of /proc/PID/stat that follow the name
 
 
 def descendants(root: int) -> set[int]:
@@ -14,7 +19,7 @@ def descendants(root: int) -> set[int]:
     parents: dict[int, int] = {}
     for pid in _numbers():
         fields = _stat(pid)
-        if fields is not None and fields[0] not in (b"Z", b"X"):
+        if fields is not None and _alive(fields):
             parents[pid] = int(fields[1])
     below: set[int] = set()
     grew = True
@@ -35,15 +40,48 @@ def carriers(launch_id: str) -> set[int]:
     for pid in _numbers():
         if pid == own:
             continue
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                carries = needle in file.read().split(b"\0")
-        except OSError:  # another user's, or just gone
-            continue
-        fields = _stat(pid) if carries else None
-        if fields is not None and fields[0] not in (b"Z", b"X"):
+        fields = _stat(pid) if needle in _environment(pid) else None
+        if fields is not None and _alive(fields):
             found.add(pid)
     return found
+
+
+def started(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot: with its pid a name for ever. None: there is no such."""
+    fields = _stat(pid)
+    return int(fields[_STARTED]) if fields is not None else None
+
+
+def living(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those (pid, start) that still live: neither gone, nor zombies, nor another process under that number."""
+    return [(pid, start) for pid, start in pairs if (pid, start) in _named([pid])]
+
+
+def outliving(pids: Iterable[int]) -> dict[str, object]:
+    """What an exit record says of processes that KILL did not end; nothing where they are gone after all."""
+    stuck = _named(sorted(pids))
+    if not stuck:
+        return {}
+    first = stuck[0][0]
+    more = f" and {len(stuck) - 1} more" if len(stuck) > 1 else ""
+    detail = f"process {first}{more} could not be ended: {_untouched(first)}"
+    return {"stuck": [list(pair) for pair in stuck], "detail": detail}
+
+
+def _named(pids: Iterable[int]) -> list[tuple[int, int]]:
+    """(pid, start) of those that live."""
+    found = ((pid, _stat(pid)) for pid in pids)
+    return [(pid, int(fields[_STARTED])) for pid, fields in found if fields is not None and _alive(fields)]
+
+
+def _untouched(pid: int) -> str:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return "it belongs to another user"
+    except ProcessLookupError:  # just now
+        pass
+    return "it waits in the kernel"
 
 
 def kill(pids: set[int]) -> None:
@@ -94,6 +132,31 @@ def oom_kills() -> int:
 
 def _numbers() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    """The variables that a process was executed with; none of another user's, or of one that is just gone."""
+    try:
+        data = _environ(f"/proc/{pid}")
+        if not data:  # its first thread ended; others, which hang in the kernel perhaps, still know
+            data = b"".join(_environ(f"/proc/{pid}/task/{thread}") for thread in os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return []
+    return data.split(b"\0")
+
+
+def _environ(task: str) -> bytes:
+    """Empty for one that has no memory of its own any more, or never had."""
+    try:
+        with open(f"{task}/environ", "rb") as file:
+            return file.read()
+    except ProcessLookupError:
+        return b""
+
+
+def _alive(fields: list[bytes]) -> bool:
+    """A zombie lives while one of its threads does: a GPU's driver may keep that, and the memory with it."""
+    return fields[0] not in (b"Z", b"X") or int(fields[_THREADS]) > 1
 
 
 def _stat(pid: int) -> list[bytes] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource  # os.wait4 would load it when a job has ended; by then this interpreter may have been replaced
 import select
 import signal
 import socket
@@ -18,18 +19,16 @@ import time
 from runner import files
 from runner.files import failpoint
 from runner.job import processes
+from runner.job.log import Log, open_log
 from runner.paths import AttemptDir
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import resource
 
 TICK = 0.2  # seconds between looks at the log's size; a flood of 1.5 GB/s overshoots its cap by 300 MB
 LEFTOVER_GRACE = 2.0  # after a natural end: TERM, this long, KILL
 SCAN_AFTER = 1.0  # shorter jobs that left no children are not searched for by environment: 5 ms they would feel
 SHELL_SIGNAL = 128  # a shell whose command was ended by a signal ends with this code and the signal's number
+KILL_SECONDS = 60.0  # what outlives KILL by this, or by what the spec says, is given up
+STOP_REASONS = ("cancelled", "gpu_lost")  # what a `cancel` may say that the end was for
 FENCED = 90  # exit code of a supervisor that came too late or second
-PUNCH_STEP = 8 << 20
 EXIT_BYTES = 4096
 SCARCE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # the box's lack, not the command's fault
 LOCK_PATIENCE = 1.0
@@ -94,15 +93,19 @@ class Supervisor:
         self.spec = spec
         self.launch_id = str(spec["launch_id"])
         self.grace = float(str(spec["grace"]))
-        self.stopping: str | None = None  # why we sent TERM: cancelled | time_limit
+        self.kill_seconds = float(str(spec.get("kill_seconds", KILL_SECONDS)))
+        self.stopping: str | None = None  # why we sent TERM: one of STOP_REASONS, or time_limit
         self.kill_at = float("inf")
+        self.give_up_at = float("inf")  # known from the first KILL on
+        self.stuck: set[int] = set()  # what it did not end
         self.began = time.monotonic()
         self.kit = stage()
         self.state_fd = _open_folder(os.path.dirname(str(spec["events"])))
 
     def run(self) -> int:
-        if files.get(self.directory, "cancel") is not None:
-            return self.finish({"reason": "cancelled", "started": False})
+        wish = files.get(self.directory, "cancel")
+        if wish is not None:
+            return self.finish({"reason": _reason(wish), "started": False})
         self.exit_fd = _prepare(self.directory)
         self.log = Log(self.directory, self.spec)
         failpoint("s.ready")
@@ -120,8 +123,9 @@ class Supervisor:
         self.end_leftovers()
         failpoint("s.emptied")
         self.log.trim()
-        usage_record = {"max_rss_bytes": usage.ru_maxrss * 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}
-        return self.finish(record | usage_record)
+        if usage is not None:
+            record |= {"max_rss_bytes": usage.ru_maxrss * 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        return self.finish(record | processes.outliving(self.stuck))
 
     # --- start ---
 
@@ -195,8 +199,8 @@ class Supervisor:
 
     # --- wait ---
 
-    def wait(self, pid: int) -> tuple[int, resource.struct_rusage]:
-        """Until the command ends: keep the log within its cap, obey a cancel, enforce the time limit."""
+    def wait(self, pid: int) -> tuple[int, resource.struct_rusage] | tuple[None, None]:
+        """Until the command ends, or won't: keep the log within its cap, obey a cancel, enforce the time limit."""
         limit = self.spec.get("time_limit")
         deadline = self.began + float(str(limit)) if limit is not None else float("inf")
         pidfd = os.pidfd_open(pid)
@@ -219,8 +223,11 @@ class Supervisor:
             if self.stopping is None and now >= deadline:
                 self.stop(pid, "time_limit", self.grace)
             if now >= self.kill_at:
-                processes.kill(self.everything())
+                self.kill()
                 self.kill_at = now + 1.0
+            if now >= self.give_up_at:
+                os.close(pidfd)
+                return None, None
 
     def obey(self, pid: int) -> None:
         """Act on the durable wishes `cancel` (TERM, grace, KILL) and `kill` (now)."""
@@ -228,7 +235,7 @@ class Supervisor:
         if wish is not None:
             grace = float(str(wish.get("grace", self.grace)))
             if self.stopping is None:
-                self.stop(pid, "cancelled", grace)
+                self.stop(pid, _reason(wish), grace)
             self.kill_at = min(self.kill_at, time.monotonic() + grace)  # also when its time limit was first
         if files.get(self.directory, "kill") is not None:
             self.kill_at = 0.0
@@ -240,9 +247,15 @@ class Supervisor:
         processes.signal_group(pid, signal.SIGTERM)
         processes.signal_group(pid, signal.SIGCONT)
 
+    def kill(self) -> None:
+        processes.kill(self.everything())
+        self.give_up_at = min(self.give_up_at, time.monotonic() + self.kill_seconds)
+
     # --- end ---
 
-    def describe(self, status: int) -> dict[str, object]:
+    def describe(self, status: int | None) -> dict[str, object]:
+        if status is None:
+            return {"reason": self.stopping or "cancelled", "started": True}
         code = os.waitstatus_to_exitcode(status)
         ended_by = -code if code < 0 else None
         record: dict[str, object] = {"exit_code": code if code >= 0 else None, "signal": ended_by, "started": True}
@@ -255,19 +268,24 @@ class Supervisor:
         return record
 
     def end_leftovers(self) -> None:
-        """TERM, a grace, KILL for all that the command left running; returns when nothing is left."""
+        """TERM, a grace, KILL for all that the command left running, until nothing is left but what is stuck."""
         empty = processes.reap()
         searched = self.stopping is None and empty and time.monotonic() - self.began < SCAN_AFTER
         if searched or (empty and not processes.carriers(self.launch_id)):
             return
-        kill_at = min(self.kill_at, time.monotonic() + LEFTOVER_GRACE)
+        now = began = time.monotonic()
+        kill_at = min(self.kill_at, now + LEFTOVER_GRACE)
         for pid in self.everything():
             _signal(pid, signal.SIGTERM)
         while not (processes.reap() and not processes.carriers(self.launch_id)):
-            if time.monotonic() >= kill_at:
-                processes.kill(self.everything())
+            if now >= self.give_up_at:
+                self.stuck = self.everything()
+                return
+            if now >= kill_at:
+                self.kill()
             self.log.trim()
-            time.sleep(0.01)
+            time.sleep(min(0.01 + (now - began) / 10, TICK))  # each look at /proc costs; a long wait pays no more
+            now = time.monotonic()
 
     def everything(self) -> set[int]:
         return processes.descendants(os.getpid()) | processes.carriers(self.launch_id)
@@ -292,26 +310,6 @@ class Supervisor:
             )
         except OSError:
             pass
-
-
-class Log:
-    """The job's log: written by the job itself, its middle given back past a cap while offsets stay true."""
-
-    def __init__(self, directory: AttemptDir, spec: dict[str, object]) -> None:
-        self.fd = _open_log(directory)
-        self.head = int(str(spec["log_head_bytes"])) & ~4095
-        self.tail = int(str(spec["log_tail_bytes"]))
-        self.punched = self.head  # everything in head..punched is already a hole
-
-    def trim(self) -> None:
-        end = (os.fstat(self.fd).st_size - self.tail) & ~4095
-        if end - self.punched < PUNCH_STEP:
-            return
-        try:
-            files.punch(self.fd, self.punched, end - self.punched)
-        except OSError:
-            return  # a file system without holes keeps the whole log
-        self.punched = end
 
 
 def _watch() -> files.Watch | None:
@@ -346,14 +344,16 @@ def _prepare(directory: AttemptDir) -> int:
     return fd
 
 
-def _open_log(directory: AttemptDir) -> int:
-    return os.open(directory.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
 def make_files(directory: AttemptDir) -> None:
     """An attempt's files as its supervisor would make them, ahead of it."""
-    for fd in (_prepare(directory), _open_log(directory), os.open(directory.lock, os.O_CREAT | os.O_RDWR, 0o600)):
+    for fd in (_prepare(directory), open_log(directory), os.open(directory.lock, os.O_CREAT | os.O_RDWR, 0o600)):
         os.close(fd)
+
+
+def _reason(wish: dict[str, object]) -> str:
+    """What a `cancel` says that the end is for."""
+    reason = str(wish.get("reason"))
+    return reason if reason in STOP_REASONS else STOP_REASONS[0]
 
 
 def _unable(error: Exception) -> str:

@@ -3,6 +3,7 @@
 jobs.py   submit, list, show, wishes          house.py   what the routes may reach
 logs.py   logs, outputs, events               front.py   limits, headers, errors
 code.py   snapshots and contents
+gpus.py   the GPUs
 box.py    the box itself
 """
 
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Depends, FastAPI
 
 import runner
-from runner.box.api import box, code, jobs, logs
+from runner.box.api import box, code, gpus, jobs, logs
 from runner.box.api.front import Front, set_words
 from runner.box.api.house import House
 from runner.box.auth import admitted
@@ -46,7 +47,7 @@ def make_app(house: House | None) -> FastAPI:
         redirect_slashes=False,
     )
     routes = APIRouter(prefix=PREFIX)
-    for part in (box, code, jobs, logs):
+    for part in (box, code, gpus, jobs, logs):
         routes.include_router(part.routes)
     app.include_router(routes)
     set_words(app)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass, fields
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from typing import Any
 
 from fastapi import APIRouter, Response
 
 import runner
-from runner import files
+from runner import files, words
 from runner.box.api.house import Here, House, answer
 from runner.box.auth import Admin, Who
 from runner.box.envs import interpreter
 from runner.box.retention import Cleaning
-from runner.model import Resources
+from runner.model import Gpu, Resources
 
 routes = APIRouter()
 
@@ -45,6 +47,7 @@ class Box:
     state: str
     capacity: Resources
     free: Resources
+    gpu_names: list[str]  # one for each that is there
     disk: Disk
     paused: str | None  # why nothing starts
     draining: bool
@@ -99,13 +102,16 @@ async def hello(here: Here, who: Who) -> Response:
 @routes.get("/box", response_model=Box)
 async def about(here: Here) -> Response:
     daemon = here.daemon
+    await here.gpus_known()
+    gpus = [gpu for gpu in daemon.gpus.view(time.time()) if gpu.state != words.GONE]
     free, total = files.disk_room(daemon.settings.state)
     return answer(
         {
             "box": daemon.settings.name,
             "state": daemon.settings.state,
-            "capacity": daemon.engine.capacity(),
-            "free": _free(here),
+            "capacity": replace(daemon.engine.capacity(), gpus=len(gpus)),
+            "free": _free(here, gpus),
+            "gpu_names": [gpu.name for gpu in gpus],
             "disk": {"free_bytes": free, "total_bytes": total},
             "paused": daemon.paused(),
             "draining": daemon.draining,
@@ -117,14 +123,14 @@ async def about(here: Here) -> Response:
     )
 
 
-def _free(here: House) -> Resources:
-    """What active jobs leave."""
+def _free(here: House, gpus: Sequence[Gpu]) -> Resources:
+    """What active jobs leave; of the GPUs those that nobody uses at all."""
     all_of_it = here.daemon.engine.capacity()
     active = here.daemon.book.active.values()
     return Resources(
         all_of_it.cpus - sum(job.cpus for job in active),
         all_of_it.memory_bytes - sum(job.memory_bytes for job in active),
-        all_of_it.gpus - sum(job.gpus for job in active),
+        sum(gpu.state == words.FREE for gpu in gpus),
     )
 
 

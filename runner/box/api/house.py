@@ -26,6 +26,10 @@ ID_MAX = 2**53  # what JSON's readers agree on; SQLite's own integers end at 2**
 EXPANDED_MAX = 100_000  # jobs that one list of ids may name
 
 
+async def _known() -> None:
+    """Nothing is waited for."""
+
+
 @dataclass
 class House:
     daemon: Daemon
@@ -37,6 +41,7 @@ class House:
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
     doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so
+    gpus_known: Callable[[], Awaitable[None]] = _known  # wait, shortly, until a daemon that is new has seen its GPUs
     connections: Sized = ()  # that are open now
     requests: int = 0  # being answered now, streams included
     last_request: float = 0.0  # monotonic

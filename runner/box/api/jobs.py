@@ -49,6 +49,15 @@ class Output:
 
 
 @dataclass
+class Label:
+    """What people call a GPU."""
+
+    index: int | None  # None: not there now
+    name: str
+    memory_bytes: int | None
+
+
+@dataclass
 class Shown:
     """A job with all that is known of it."""
 
@@ -58,6 +67,7 @@ class Shown:
     why: str
     files: Files
     outputs: list[Output]
+    gpus: dict[str, Label]  # by UUID, those that its attempts were given, as far as they are still known
 
 
 @dataclass
@@ -70,6 +80,7 @@ class Why:
 @dataclass
 class Listed(Jobs):
     groups: list[Group] = field(default_factory=list)  # only when asked for `grouped`
+    gpus: dict[str, int] = field(default_factory=dict)  # UUID -> index, when one of the jobs was given any
 
 
 @dataclass
@@ -105,6 +116,11 @@ class Priority(Which):
     priority: int = 0
 
 
+@dataclass
+class Adoption:
+    pid: int
+
+
 # --- new jobs ---
 
 
@@ -124,8 +140,18 @@ async def rerun(here: Here, who: Who, job_id: JobId, key: Key = None) -> Respons
     return answer(made, 200 if known else 201)
 
 
+@routes.post("/jobs/adopt", status_code=201, response_model=Submitted)
+async def adopt(here: Here, who: Who, wish: Adoption) -> Response:
+    """Take a process that the queue did not start into the list: it is waited for and reported, never ended."""
+    await here.gpus_known()
+    return answer(here.wishes.adopt(who, wish.pid), 201)
+
+
 async def _learn(here: House, spec: JobSpec) -> None:
-    """Read in a thread what the submit will then find in memory: a snapshot's list of files can be long."""
+    """What the submit will then find in memory: the GPUs, and the snapshot's list of files, which can be long and is
+    read in a thread."""
+    if spec.gpus or spec.gpu_type or spec.gpu_memory_bytes:
+        await here.gpus_known()
     if spec.snapshot is not None and not here.recipes.knows(spec):
         await here.call(lambda: here.recipes.environment(spec))
 
@@ -203,7 +229,8 @@ async def jobs(
         found = sorted([*here.daemon.book.jobs.values(), *found], key=lambda job: job.id)
     found = here.wishes.fresh(found)
     found = [job for job in found if not states or job.state in states]
-    return answer({"jobs": found[-last:] if last else found})
+    found = found[-last:] if last else found
+    return answer({"jobs": found, "gpus": _indices(here, found)})
 
 
 def _grouped(here: House, ids: str | None, finished: int, states: Sequence[str]) -> dict[str, Any]:
@@ -211,7 +238,14 @@ def _grouped(here: House, ids: str | None, finished: int, states: Sequence[str])
         jobs, groups = listing.overview(here.daemon, finished, states, time.time())
     else:
         jobs, groups = listing.named(here.daemon, expanded(ids), states, time.time())
-    return {"jobs": jobs, "groups": groups}
+    return {"jobs": jobs, "groups": groups, "gpus": _indices(here, jobs)}
+
+
+def _indices(here: House, jobs: Sequence[Job]) -> dict[str, int]:
+    """UUID -> index, for lists that name the GPUs of jobs."""
+    if not any(job.allotted for job in jobs):
+        return {}
+    return {gpu.uuid: gpu.index for gpu in here.daemon.gpus.view(time.time()) if gpu.index is not None}
 
 
 async def _every(here: House, states: Sequence[str]) -> AsyncIterator[bytes]:
@@ -233,13 +267,20 @@ async def show(here: Here, job_id: JobId) -> Response:
     (job,) = here.wishes.fresh([here.job(job_id)])
     spec = here.daemon.store.spec(job.spec_id)
     job = replace(job, command=command(spec.command, job.params))  # with its own parameters
+    attempts = here.daemon.store.attempts(job_id)
     shown: dict[str, Any] = {
         "job": job,
         "spec": spec,
-        "attempts": here.daemon.store.attempts(job_id),
+        "attempts": attempts,
         "why": here.wishes.why(job),
+        "gpus": _labels(here, {*job.allotted, *(uuid for attempt in attempts for uuid in attempt.allotted)}),
     }
     return answer(shown | await here.call(lambda: _on_disk(here, job)))
+
+
+def _labels(here: House, uuids: set[str]) -> dict[str, Label]:
+    known = here.daemon.gpus.view(time.time()) if uuids else []
+    return {gpu.uuid: Label(gpu.index, gpu.name, gpu.memory_bytes) for gpu in known if gpu.uuid in uuids}
 
 
 def _on_disk(here: House, job: Job) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Stop:
     grace: seconds between TERM and KILL; 0 is at once.
     fence: its supervisor is gone: make sure that it never runs, or no longer does, and leave a record that says so.
     ran: the queue knows that it ran (so that a missing record is not mistaken for an attempt that never started).
+    reason: what its end shall say, cancelled or gpu_lost (all else counts as cancelled). The first wish decides.
     """
 
     key: Key
@@ -34,6 +35,7 @@ class Stop:
     grace: float | None = None
     fence: bool = False
     ran: bool = False
+    reason: str = "cancelled"
 
 
 class Engine(Protocol):

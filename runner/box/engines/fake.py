@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from runner.box.engines import Key, Launch, Stop
+from runner.job.supervisor import STOP_REASONS
 from runner.model import Evidence, Exit, Resources
 
 
@@ -52,7 +53,7 @@ class Fake:
             if attempt is None and stop.fence:
                 self.attempts[stop.key] = Attempt(Launch(stop.key, stop.launch_id, {}), abandoned=True)
             elif attempt is not None and attempt.end is None and not attempt.abandoned:
-                self._stop(attempt, stop.fence)
+                self._stop(attempt, stop)
 
     def evidence(self, keys: Sequence[Key]) -> Mapping[Key, Evidence]:
         return {key: self._evidence(self.attempts.get(key)) for key in keys}
@@ -82,11 +83,12 @@ class Fake:
 
     # --- steps ---
 
-    def _stop(self, attempt: Attempt, fence: bool) -> None:
-        if not fence:
+    def _stop(self, attempt: Attempt, stop: Stop) -> None:
+        if not stop.fence:
             if not attempt.dead:
+                reason = stop.reason if stop.reason in STOP_REASONS else STOP_REASONS[0]
                 started = attempt.began is not None
-                self._end(attempt, Exit("cancelled", None, 15, "", time.time(), started, attempt.began))
+                self._end(attempt, Exit(reason, None, 15, "", time.time(), started, attempt.began))
         elif attempt.began is None:
             attempt.abandoned = True
         elif attempt.dead:

@@ -43,6 +43,7 @@ class Plain:
         self._staged: set[Key] = set()  # attempts whose folders were made ahead
         self._awaited: set[Key] = set()  # asked for over this link, and not yet seen to have begun
         self._refused: set[Key] = set()
+        self._fencing: dict[Key, float] = {}  # attempts of which something does not die -> since when (monotonic)
         self._told: set[str] = set()  # about attempts that give trouble
 
     # --- the verbs ---
@@ -139,6 +140,7 @@ class Plain:
                 alive=held is None,
                 rebooted=started is not None and started.get("boot_id") != boot,
                 abandoned=_read(directory, "abandoned") is not None,
+                supervisor=_whole(started.get("supervisor")) if started is not None else None,
             )
         finally:
             if held is not None:
@@ -164,7 +166,7 @@ class Plain:
         directory = self._dir(stop.key)
         if not os.path.isdir(directory):
             return  # the next look at the evidence settles it
-        record: dict[str, object] = {"requested_at": time.time()}
+        record: dict[str, object] = {"requested_at": time.time(), "reason": stop.reason}
         if stop.grace is not None:
             record["grace"] = stop.grace
         if not files.put(directory, "cancel", record) and stop.grace == 0:
@@ -190,15 +192,24 @@ class Plain:
                 failpoint("d.fenced")
                 return
             ran = started is not None or stop.ran or bool(processes.carriers(stop.launch_id))
-            if not _end_all(stop.launch_id):
-                return  # something will not die: look again later, claim nothing
-            if not ran:
+            ended = _end_all(stop.launch_id)
+            if not ended and not self._in_vain(stop.key, directory):
+                return  # something does not die: look again later, claim nothing
+            self._fencing.pop(stop.key, None)
+            if not ran and ended:
                 files.put(directory, "abandoned", {"at": time.time()})
                 return
-            files.put(directory, "exit", _lost(started) | {"launch_id": stop.launch_id})
+            stuck = {} if ended else processes.outliving(_family(stop.launch_id))
+            files.put(directory, "exit", _lost(started) | {"launch_id": stop.launch_id} | stuck)
             failpoint("d.buried")
         finally:
             os.close(held)
+
+    def _in_vain(self, key: Key, directory: AttemptDir) -> bool:
+        """Whether an attempt has outlived KILL for as long as its supervisor would have waited."""
+        since = self._fencing.setdefault(key, time.monotonic())
+        spec = _read(directory, "spec") or {}
+        return time.monotonic() - since >= _number(spec.get("kill_seconds", supervisor.KILL_SECONDS))
 
     def _make_dirs(self, job_id: int, attempt: int) -> None:
         job = self.state.job(job_id)
@@ -280,15 +291,17 @@ def _write_spec(directory: AttemptDir, launch: Launch) -> None:
 def _end_all(launch_id: str) -> bool:
     """Kill every process of a launch; True when none is left."""
     deadline = time.monotonic() + KILL_WAIT
-    while carriers := processes.carriers(launch_id):
-        family = set(carriers)
-        for pid in carriers:
-            family |= processes.descendants(pid)
+    while family := _family(launch_id):
         processes.kill(family)
         if time.monotonic() > deadline:
             return False
         time.sleep(0.005)
     return True
+
+
+def _family(launch_id: str) -> set[int]:
+    carriers = processes.carriers(launch_id)
+    return carriers.union(*map(processes.descendants, carriers))
 
 
 def _lost(started: dict[str, object] | None) -> dict[str, object]:
@@ -325,7 +338,14 @@ def _read_exit(directory: str) -> Exit | None:
         ended_at=_number(record["ended_at"]),
         started=bool(record.get("started", True)),
         started_at=_number(record["started_at"]) if "started_at" in record else None,
+        stuck=_pairs(record.get("stuck")),
     )
+
+
+def _pairs(value: object) -> tuple[tuple[int, int], ...]:
+    """The (pid, start) of a record; what is none, in a damaged one, is left out."""
+    pairs = [pair for pair in value if isinstance(pair, list) and len(pair) == 2] if isinstance(value, list) else []
+    return tuple((pid, start) for pid, start in pairs if isinstance(pid, int) and isinstance(start, int))
 
 
 def _whole(value: object) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,12 +17,16 @@ from sqlmodel import bindparam, delete, func, insert, select, text, update
 
 from runner import words
 from runner.box.store import statements
-from runner.box.store.database import Database
+from runner.box.store.cards import Cards
 from runner.box.store.rows import (
     Group,
+    KnownGpu,
     Move,
+    Past,
     Request,
+    Stuck,
     asked_by,
+    attempt_of,
     dump_spec,
     fresh_job,
     group_name,
@@ -34,13 +38,17 @@ from runner.box.store.tables import ATTEMPTS, JOBS, KEYS, META, SPECS
 from runner.errors import KeyReused, NotFound
 from runner.model import Attempt, Job, JobSpec, Submitted
 
-__all__ = ["Group", "Move", "Request", "Store", "dump_spec", "group_name", "load_spec"]
+__all__ = [
+    "Group", "KnownGpu", "Move", "Past", "Request", "Store", "Stuck", "dump_spec", "group_name", "load_spec",
+]  # fmt: skip
 
 BATCH = 500
 FEW = 8  # moves that are quicker one by one
+NOWHERE: Mapping[int, Sequence[str]] = {}
+NONE_STUCK: Mapping[str, Stuck | None] = {}
 
 
-class Store(Database):
+class Store(Cards):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.box_id = self._box_id()
@@ -111,6 +119,8 @@ class Store(Database):
                         "held": request.held,
                         "environment": request.environment,
                         "snapshot": spec.snapshot,
+                        "program": request.program,
+                        "expected_seconds": request.expected_seconds,
                     }
                     for place in places
                 ]
@@ -124,22 +134,33 @@ class Store(Database):
 
     # --- moves ---
 
-    def apply(self, starts: Sequence[Job], moves: Sequence[Move], now: float) -> set[int]:
+    def apply(
+        self,
+        starts: Sequence[Job],
+        moves: Sequence[Move],
+        now: float,
+        placements: Mapping[int, Sequence[str]] = NOWHERE,
+        stuck: Mapping[str, Stuck | None] = NONE_STUCK,
+    ) -> set[int]:
         """One pass of the daemon: some jobs start (queued -> starting), others move. One transaction.
 
+        placements: job id -> UUIDs of the GPUs that its start is given; a job that is not in it is given none.
+        stuck: UUID of a GPU -> who left it so; None: it is free again.
         Returns the ids that were where the caller thought; the others were left alone.
         """
         with self._write():
+            self._stick(stuck)
             applied = self._move_all(moves, now)
-            applied.update(job.id for job in starts if self._start(job, now))
+            applied.update(job.id for job in starts if self._start(job, placements.get(job.id, ()), now))
         return applied
 
-    def _start(self, job: Job, now: float) -> bool:
-        statement = statements.START, {"the_id": job.id, "was": job.attempt, "attempt_number": job.attempt + 1}
-        if self._connection.execute(*statement).rowcount == 0:
+    def _start(self, job: Job, uuids: Sequence[str], now: float) -> bool:
+        number, gpus = job.attempt + 1, json.dumps(list(uuids))
+        where = {"the_id": job.id, "was": job.attempt, "attempt_number": number}
+        if self._connection.execute(statements.START, where | {"gpus": gpus}).rowcount == 0:
             return False
-        values = {"job_id": job.id, "number": job.attempt + 1, "state": words.STARTING, "created_at": now, "detail": ""}
-        self._connection.execute(statements.INSERT_ATTEMPT, values)
+        values = {"job_id": job.id, "number": number, "state": words.STARTING, "created_at": now, "detail": ""}
+        self._connection.execute(statements.INSERT_ATTEMPT, values | {"allotted": gpus})
         return True
 
     def _move_all(self, moves: Sequence[Move], now: float) -> set[int]:
@@ -233,7 +254,7 @@ class Store(Database):
             rows = self._connection.execute(
                 select(ATTEMPTS).where(ATTEMPTS.c.job_id == job_id).order_by(ATTEMPTS.c.number)
             )
-            return [Attempt(**{key: value for key, value in row._mapping.items() if key != "job_id"}) for row in rows]
+            return [attempt_of(row._asdict()) for row in rows]
 
     def last(self, count: int, states: Sequence[str] = words.FINISHED) -> list[Job]:
         """The last few that finished in one of these states, by id."""
@@ -242,6 +263,12 @@ class Store(Database):
             last = select(JOBS.c.id).where(done).order_by(JOBS.c.ended_at.desc(), JOBS.c.id.desc()).limit(count)
             ids = [row[0] for row in self._connection.execute(last)]
         return self._jobs(JOBS.c.id.in_(ids))
+
+    def past(self, program: str, limit: int = 20) -> list[Past]:
+        """The jobs of the same program that ended last, newest first; of the empty one there are none."""
+        with self._read():
+            rows = self._connection.execute(statements.PAST, {"program": program, "limit": limit})
+            return [Past(*row) for row in rows]
 
     def every(self, states: Sequence[str] = ()) -> Iterator[bytes]:
         """Every job as JSON lines, some hundred at a time, made by SQLite itself: 10,000 of them in 60 ms."""

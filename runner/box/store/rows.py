@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from runner import words
-from runner.model import After, Exit, Job, JobSpec
+from runner.model import After, Attempt, Exit, Job, JobSpec
 
 
 @dataclass(slots=True, frozen=True)
@@ -24,6 +24,8 @@ class Request:
     environment: str | None
     key: str | None = None
     digest: str = ""
+    program: str = ""  # names what it runs; empty: nothing that past runs could tell of
+    expected_seconds: float | None = None  # from past runs
 
 
 @dataclass(slots=True, frozen=True)
@@ -39,6 +41,8 @@ class Move:
     not_before: float | None = None
     retry: bool = False  # counts against the job's retries
     misfire: bool = False
+    gpu_peak_bytes: int | None = None  # of the attempt; None: what was recorded stays
+    gpu_floor_bytes: int | None = None  # of the job; None: what was recorded stays
 
 
 @dataclass(slots=True)
@@ -53,6 +57,45 @@ class Group:
     last_id: int
     counts: dict[str, int]  # state -> how many
     why: str = ""  # what the first of those that wait waits for
+
+
+@dataclass(slots=True, frozen=True)
+class Past:
+    """An ended job, as far as the next run of the same program is likely to resemble it."""
+
+    job: int
+    state: str
+    reason: str | None
+    seconds: float | None  # of its last attempt; None: it never ran
+    gpu_peak_bytes: int | None  # on one GPU; None: never seen on any
+    gpu_memory_bytes: int  # what it declared; 0: nothing
+    gpus: int  # that its last attempt was given
+    ended_at: float
+
+
+@dataclass(slots=True, frozen=True)
+class Stuck:
+    """Who left a GPU so that nothing more may start on it."""
+
+    job: int
+    attempt: int
+    processes: tuple[tuple[int, int], ...]  # (pid, start in clock ticks) that would not die; (): memory not freed
+    since: float
+
+
+@dataclass(slots=True)
+class KnownGpu:
+    """A GPU that this box has seen, there now or not."""
+
+    uuid: str
+    name: str
+    bus_id: str
+    memory_bytes: int | None
+    unified: bool
+    drained: bool
+    first_seen_at: float
+    last_seen_at: float
+    stuck: Stuck | None = None
 
 
 def group_name(group_id: int | None) -> str | None:
@@ -90,13 +133,23 @@ def step(move: Move, now: float) -> dict[str, Any]:
         "not_before": move.not_before,
         "retry": int(move.retry),
         "misfire": int(move.misfire),
+        "gpus": "[]" if move.to == words.QUEUED else None,
+        "peak": move.gpu_peak_bytes,
+        "floor": move.gpu_floor_bytes,
     }
 
 
+FRESH: Mapping[str, Any] = {  # what a row that was just submitted has beyond what it was submitted with
+    **dict.fromkeys(("cancel_requested_at", "not_before", "fetched_at", "outputs_removed_at")),
+    **dict.fromkeys(("started_at", "ended_at", "exit_code", "signal", "reason", "gpu_floor_bytes", "gpu_peak_bytes")),
+    **dict.fromkeys(("attempt", "retries_used", "misfires"), 0),
+    "detail": "",
+    "allotted": "[]",
+}
+
+
 def fresh_job(row: Mapping[str, Any], spec: JobSpec) -> Job:
-    defaults = {"cancel_requested_at": None, "not_before": None, "attempt": 0, "retries_used": 0, "misfires": 0}
-    ends = {"started_at": None, "ended_at": None, "exit_code": None, "signal": None, "reason": None, "detail": ""}
-    return job_of({**defaults, **ends, "fetched_at": None, "outputs_removed_at": None, **row}, spec)
+    return job_of({**FRESH, **row}, spec)
 
 
 def job_of(row: Mapping[str, Any], spec: JobSpec) -> Job:
@@ -129,6 +182,10 @@ def job_of(row: Mapping[str, Any], spec: JobSpec) -> Job:
         fetched_at=row["fetched_at"],
         outputs_removed_at=row["outputs_removed_at"],
         spec_id=row["spec_id"],
+        allotted=json.loads(row["allotted"]) if row["allotted"] != "[]" else [],  # most wait: spare them the parser
+        gpu_floor_bytes=row["gpu_floor_bytes"],
+        gpu_peak_bytes=row["gpu_peak_bytes"],
+        expected_seconds=row["expected_seconds"],
         **asked_by(spec),
     )
 
@@ -140,6 +197,11 @@ def asked_by(spec: JobSpec) -> dict[str, Any]:
         "cpus": spec.cpus,
         "memory_bytes": spec.memory_bytes,
         "gpus": spec.gpus,
+        "gpu_type": spec.gpu_type,
+        "gpu_memory_bytes": spec.gpu_memory_bytes,
+        "exclusive": spec.exclusive,
+        "adopts": spec.adopts,
+        "gpu_uuids": spec.gpu_uuids,
         "time_limit": spec.time_limit,
         "grace": spec.grace,
         "project": spec.project,
@@ -149,3 +211,22 @@ def asked_by(spec: JobSpec) -> dict[str, Any]:
         "script": spec.script,
         "directory": spec.directory,
     }
+
+
+def attempt_of(row: Mapping[str, Any]) -> Attempt:
+    values = {key: value for key, value in row.items() if key != "job_id"}
+    return Attempt(**values | {"allotted": json.loads(row["allotted"])})
+
+
+def dump_stuck(stuck: Stuck | None) -> str | None:
+    return None if stuck is None else json.dumps(asdict(stuck))
+
+
+def gpu_of(row: Mapping[str, Any]) -> KnownGpu:
+    return KnownGpu(**{**row, "stuck": None if row["stuck"] is None else _load_stuck(row["stuck"])})
+
+
+def _load_stuck(body: str) -> Stuck:
+    values = json.loads(body)
+    processes = tuple((pid, started) for pid, started in values.pop("processes"))
+    return Stuck(**values, processes=processes)

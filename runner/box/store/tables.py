@@ -52,6 +52,11 @@ class JobRow(SQLModel, table=True):
     snapshot: str | None = Field(default=None, index=True)
     fetched_at: float | None = None
     outputs_removed_at: float | None = None
+    allotted: str = "[]"  # JSON: UUIDs of the GPUs of its current or last attempt; [] while it is queued
+    gpu_floor_bytes: int | None = None
+    gpu_peak_bytes: int | None = None
+    expected_seconds: float | None = None
+    program: str = ""  # names what it runs, so that past runs of the same are found; empty: nothing
 
 
 class AttemptRow(SQLModel, table=True):
@@ -66,6 +71,8 @@ class AttemptRow(SQLModel, table=True):
     signal: int | None = None
     reason: str | None = None
     detail: str = ""
+    allotted: str = "[]"
+    gpu_peak_bytes: int | None = None
 
 
 class KeyRow(SQLModel, table=True):
@@ -81,15 +88,37 @@ class KeyRow(SQLModel, table=True):
     created_at: float
 
 
+class GpuRow(SQLModel, table=True):
+    """A GPU that was seen once, there now or not. `drained` is a wish, `stuck` a fact; both outlive the daemon."""
+
+    __tablename__ = "gpus"
+    uuid: str = Field(primary_key=True)
+    name: str
+    bus_id: str
+    memory_bytes: int | None = None
+    unified: bool = False
+    drained: bool = False
+    first_seen_at: float
+    last_seen_at: float
+    stuck: str | None = None  # JSON of a Stuck
+
+
 JOBS = JobRow.__table__  # type: ignore[attr-defined]
 ATTEMPTS = AttemptRow.__table__  # type: ignore[attr-defined]
 SPECS = SpecRow.__table__  # type: ignore[attr-defined]
 KEYS = KeyRow.__table__  # type: ignore[attr-defined]
 META = Meta.__table__  # type: ignore[attr-defined]
-INDEXES = "CREATE INDEX IF NOT EXISTS jobs_by_end ON jobs (state, ended_at, id)"
+GPUS = GpuRow.__table__  # type: ignore[attr-defined]
+INDEXES = (
+    "CREATE INDEX IF NOT EXISTS jobs_by_end ON jobs (state, ended_at, id)",
+    # Of ended jobs alone: neither a submit nor a start has it to write.
+    "CREATE INDEX IF NOT EXISTS jobs_by_program ON jobs (program, ended_at) "
+    "WHERE program <> '' AND ended_at IS NOT NULL",
+)
 
 
 def make(connection: Connection) -> None:
     """Whatever is not there yet."""
     SQLModel.metadata.create_all(connection)
-    connection.exec_driver_sql(INDEXES)
+    for index in INDEXES:
+        connection.exec_driver_sql(index)

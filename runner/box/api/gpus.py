@@ -1,0 +1,56 @@
+"""The GPUs of the box: what each one is and who has it, and what its owner asks of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+
+from runner.box.api.house import Here, answer
+from runner.box.auth import Who
+from runner.model import Gpu
+
+routes = APIRouter()
+
+Named = Annotated[str, Path(min_length=1, max_length=100)]  # an index ("0"), a UUID or its start
+
+
+@dataclass
+class Gpus:
+    gpus: list[Gpu]
+    silent: str | None  # why nothing is known of them just now
+
+
+@dataclass
+class Draining:
+    on: bool
+
+
+@dataclass
+class One:
+    gpu: Gpu
+
+
+@routes.get("/gpus", response_model=Gpus)
+async def gpus(here: Here) -> Response:
+    """Every GPU that the box has, or had until somebody said that it is gone for good."""
+    await here.gpus_known()
+    now = time.time()
+    return answer({"gpus": here.daemon.gpus.view(now), "silent": here.daemon.gpus.silence(now)})
+
+
+@routes.post("/gpus/{name}/drain", response_model=One)
+async def drain(here: Here, who: Who, name: Named, wish: Draining) -> Response:
+    """Start nothing new on it, or (off) start jobs on it again. What runs on it goes on."""
+    await here.gpus_known()
+    return answer({"gpu": here.wishes.drain_gpu(who, name, wish.on)})
+
+
+@routes.post("/gpus/{name}/forget")
+async def forget(here: Here, who: Who, name: Named) -> Response:
+    """It was taken out of the box for good: it is missed no longer."""
+    await here.gpus_known()
+    here.wishes.forget_gpu(who, name)
+    return answer({})

@@ -1,0 +1,49 @@
+"""`python -m runner.box.gpus`: the collector, with a stream socket to the daemon as standard input.
+
+`--sys DIR`, `--proc DIR` and `--kernel-log FILE` take the place of /sys, /proc and /dev/kmsg.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+
+from runner import files
+from runner.box.gpus.bus import Bus
+from runner.box.gpus.collector import Collector, Link, run
+from runner.box.gpus.holders import Holders
+from runner.box.gpus.kernel_log import KernelLog
+
+
+def main(arguments: list[str]) -> int:
+    places = {"--sys": "/sys", "--proc": "/proc", "--kernel-log": "/dev/kmsg"}
+    given = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    if len(given) * 2 != len(arguments) or not given.keys() <= places.keys():
+        sys.exit(f"error: the collector takes {', '.join(places)}, each with a path")
+    places |= given
+    try:
+        link = socket.socket(fileno=os.dup(0))
+    except OSError:
+        sys.exit("error: the collector talks to the daemon over a socket as its standard input; the daemon starts it")
+    _settle()
+    bus = Bus(places["--sys"], places["--proc"])
+    collector = Collector(bus, Holders(places["--proc"]), KernelLog(places["--kernel-log"]))
+    gc.collect()
+    gc.freeze()
+    return run(Link(link), collector)
+
+
+def _settle() -> None:
+    """End with the daemon, also while the driver holds a call; whoever started it may have had signals ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the daemon
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    files.die_with_parent(signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""The box's GPUs as the daemon deals with them: what is known, what is remembered, what is asked of the collector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from runner.box.gpus.cards import Cards
+from runner.box.gpus.frames import Frame, Probe
+from runner.box.gpus.placement import Card, matches
+from runner.box.gpus.usage import Ours
+from runner.box.settings import Settings
+from runner.box.store import KnownGpu, Store, Stuck
+from runner.errors import BadRequest, NotFound, StateDamaged
+from runner.job import processes
+from runner.model import Evidence, Gpu, Job, Process
+
+PROBE_SECONDS, PROBE_SECONDS_MAX = 0.05, 0.25  # between looks at a GPU that is being freed: the first, the slowest
+STUCK_SECONDS = 2.0  # between looks for processes that would not die
+SEEN_SECONDS = 3600.0  # how far `last_seen_at` in the database may be behind
+FOREVER = float("inf")
+
+
+class Rack:
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._store = store
+        self.ours = Ours(store.box_id)
+        self.cards = Cards(store.gpus(), self.ours, settings.gpu_desktop_bytes, settings.gpu_free_seconds)
+        # What is not known before somebody watches: by default there is no collector, and no GPU.
+        self.words: Callable[[float], str | None] = lambda now: "no NVIDIA driver found"
+        self.probe: Callable[[str], None] = lambda uuid: None
+        self.driver = ""
+        self._written = {uuid: replace(gpu) for uuid, gpu in self.cards.known.items()}  # as the database has them
+        self._probes: dict[str, tuple[float, float]] = {}  # being freed -> (when to look again, pause after that)
+        self._signs: object = None  # what was last told to matter
+
+    # --- hearing ---
+
+    def heard(self, value: object, now: float) -> bool:
+        """Take what the collector (or its absence) says; True when it may change what starts or ends."""
+        if isinstance(value, Frame):
+            self.driver = value.driver
+            self.cards.learn(value)
+            self._remember(now)
+        elif isinstance(value, Probe):
+            self.cards.learn_one(value)
+        signs = self._meaning(now)
+        changed, self._signs = signs != self._signs, signs
+        return changed
+
+    def _meaning(self, now: float) -> object:
+        cards = self.facts(now)
+        coarse = [(c.uuid, c.closed is None, c.taken is None, c.passing, c.lost, c.open_bytes >> 26) for c in cards]
+        return coarse, set(self.cards.freeing)
+
+    def _remember(self, now: float) -> None:
+        """New and changed GPUs into the database; when each was last seen, now and then."""
+        changed = [gpu for gpu in self.cards.known.values() if self._differs(gpu)]
+        if changed:
+            self._store.see_gpus(changed)
+            self._written.update((gpu.uuid, replace(gpu)) for gpu in changed)
+
+    def _differs(self, gpu: KnownGpu) -> bool:
+        was = self._written.get(gpu.uuid)
+        if was is None or gpu.last_seen_at - was.last_seen_at > SEEN_SECONDS:
+            return True
+        return (was.name, was.bus_id, was.memory_bytes, was.unified) != (
+            gpu.name, gpu.bus_id, gpu.memory_bytes, gpu.unified,
+        )  # fmt: skip
+
+    # --- for the loop ---
+
+    def follow(self, active: Mapping[int, Job]) -> None:
+        """These are the active jobs, now and as the mapping changes; what they have is not being freed."""
+        self.ours.active = active
+        for job in active.values():
+            for uuid in job.allotted:
+                self.cards.freeing.pop(uuid, None)
+
+    def facts(self, now: float) -> list[Card]:
+        return self.cards.cards(self.ours.active.values(), self.words(now), now)
+
+    def visible(self, job: Job, kind: str) -> str:
+        """CUDA_VISIBLE_DEVICES of a job: UUIDs, or the indices that they have just now. StateDamaged."""
+        if kind == "uuid":
+            return ",".join(job.allotted)
+        indices = [self.cards.index(uuid) for uuid in job.allotted]
+        if None in indices:
+            raise StateDamaged("one of its GPUs is not there", "`runner gpus` shows which")
+        return ",".join(map(str, indices))
+
+    def supervised(self, job: Job, evidence: Evidence) -> None:
+        if evidence.supervisor is not None:
+            self.ours.supervisors[evidence.supervisor] = job.id
+
+    def given(self, job: Job) -> None:
+        self.cards.given(job)
+
+    def taken_back(self, job: Job, now: float) -> None:
+        """A job's attempt has ended; what it held is looked at again at once, and until it is free."""
+        for pid in [pid for pid, owner in self.ours.supervisors.items() if owner == job.id]:
+            del self.ours.supervisors[pid]
+        self.cards.taken_back(job, now)
+        for uuid in job.allotted:
+            if uuid in self.cards.freeing:
+                self._probes[uuid] = (now + PROBE_SECONDS, PROBE_SECONDS)
+            self.probe(uuid)
+
+    def look(self, now: float) -> float:
+        """Probe what is being freed, see whether stuck processes are gone; returns when to come again."""
+        again = FOREVER
+        for uuid in list(self._probes):
+            due, pause = self._probes[uuid]
+            if uuid not in self.cards.freeing:
+                del self._probes[uuid]
+                continue
+            if due <= now:
+                self.probe(uuid)
+                pause = min(pause * 1.5, PROBE_SECONDS_MAX)
+                due = now + pause
+                self._probes[uuid] = (due, pause)
+            again = min(again, due)
+        stuck = [gpu for gpu in self.cards.known.values() if gpu.stuck is not None]
+        for gpu in stuck:
+            self._look_at_stuck(gpu)
+        return min(again, now + STUCK_SECONDS) if stuck else again
+
+    def _look_at_stuck(self, gpu: KnownGpu) -> None:
+        if gpu.stuck is not None and not processes.living(gpu.stuck.processes):
+            self._store.stuck_gpu([gpu.uuid], None)
+            gpu.stuck = None
+
+    def stuck(self, uuids: Iterable[str], stuck: Stuck) -> None:
+        """They were marked so in the database."""
+        for uuid in uuids:
+            if uuid in self.cards.known:
+                self.cards.known[uuid].stuck = stuck
+
+    def peak(self, job: Job) -> int | None:
+        return self.cards.peak(job)
+
+    def lost_of(self, job: Job) -> str | None:
+        return self.cards.lost_of(job)
+
+    def floor_of(self, job: Job) -> int | None:
+        """What was not enough for a job that ran out of GPU memory; None when there is nothing roomier to try."""
+        cards = self.facts(0.0)
+        had = [card.memory_bytes for card in cards if card.uuid in job.allotted]
+        if not had:
+            return None
+        floor = job.gpu_memory_bytes if job.shares else min(had)
+        roomier = [card for card in cards if matches(job.gpu_type, card) and card.memory_bytes > floor]
+        return floor if len(roomier) >= job.gpus else None
+
+    # --- for people ---
+
+    def view(self, now: float) -> list[Gpu]:
+        return self.cards.view(self.ours.active.values(), self.words(now), now)
+
+    def silence(self, now: float) -> str | None:
+        """Why nothing is known of the GPUs; None: all is well."""
+        return self.words(now)
+
+    def named(self, name: str) -> str:
+        """The UUID of a GPU called by its index, its UUID or the start of it. NotFound, BadRequest."""
+        if name.isdecimal():
+            found = [uuid for uuid in self.cards.known if self.cards.index(uuid) == int(name[:6])]
+        else:
+            found = [uuid for uuid in self.cards.known if uuid.lower().startswith(name.lower())]
+        if not found:
+            raise NotFound(f"there is no GPU {name}", "`runner gpus` lists them")
+        if len(found) > 1:
+            raise BadRequest(f"{name} could be {' or '.join(sorted(found))}", "write more of it")
+        return found[0]
+
+    def drain(self, uuid: str, on: bool) -> None:
+        self._store.drain_gpu(uuid, on)
+        self.cards.known[uuid].drained = on
+
+    def forget(self, uuid: str) -> None:
+        self._store.forget_gpu(uuid)
+        self.cards.forget(uuid)
+        self._written.pop(uuid, None)
+
+    def process(self, pid: int) -> tuple[Process, list[str]] | None:
+        return self.cards.process(pid)

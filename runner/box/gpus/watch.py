@@ -1,0 +1,435 @@
+"""The daemon's side of the collector: starts it, hears it, ends one that fell silent, and says since when nothing is
+known. On the daemon's loop, without a thread: one reader, and one timer that is due when the next line is too late.
+
+A collector that hangs in the driver may not even die of KILL. It is not waited for, and there is never a second one
+beside it: two would hang where one does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from runner.box.gpus.frames import LINE_MAX, Frame, Probe, Trouble, parse
+
+READ_MAX = 64 << 10  # bytes at a time, so that a flood leaves the loop to others too
+FLOOD = 10_000  # reads, lines and KiB between two looks; 8 GPUs and many probes make some hundred
+REAP_SECONDS, REAP_SECONDS_MAX = 0.01, 1.0  # between looks for one that is ending: the first, the slowest
+SIGNS = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")  # the last is the driver of WSL
+LIBRARY = "libnvidia-ml.so.1"
+NO_DRIVER = "no NVIDIA driver found"
+NO_ANSWER = "the driver does not answer"
+ONCE = ("garbage", "deaf")  # keys of what is told once for ever: it may come with every line
+
+
+@dataclass(slots=True, frozen=True)
+class Silence:
+    """Nothing is known of the GPUs any more. The next Frame ends it."""
+
+    since: float  # epoch seconds of the last frame, or of the daemon's start
+    words: str
+
+
+@dataclass(slots=True, frozen=True)
+class Times:
+    """Seconds."""
+
+    silence: float = 5.0  # without a frame: nothing is known
+    patience: float = 10.0  # without a frame: killed
+    first: float = 30.0  # for the first frame: without persistence the driver wakes card after card, 1.5 s each
+    stuck: float = 5.0  # after KILL: it is said that it can't be ended
+    leave: float = 1.0  # to end by itself when its socket is closed
+    pause: float = 1.0  # before the next one; doubles up to
+    pause_max: float = 30.0  # and is short again after one that worked for so long
+    late_pause: float = 5.0  # at most, while a driver is there but no GPU yet
+    late: float = 120.0  # for so long: then there is none
+    absent: float = 60.0  # between looks for a driver where there is none
+
+
+Spawn = Callable[[socket.socket], int]  # starts a collector on one end of a socket pair; its process id, or OSError
+Heard = Callable[[Frame | Probe | Trouble | Silence], object]
+
+
+def spawner(log: int) -> Spawn:
+    """Starts `python -m runner.box.gpus` with the daemon's interpreter and environment; log: its standard error."""
+    command = [sys.executable, "-P", "-m", "runner.box.gpus"]
+
+    def spawn(link: socket.socket) -> int:
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            connected = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((link.fileno(), 0), (null, 1), (log, 2))]
+            return os.posix_spawn(
+                command[0], command, os.environ, file_actions=connected, setsid=True, setsigmask=[],
+                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},  # nohup and `&` have some ignored
+            )  # fmt: skip
+        finally:
+            os.close(null)
+
+    return spawn
+
+
+def driver_there() -> bool:
+    """Whether there are signs of a driver: a few looks at files, no process. Also one that only LD_LIBRARY_PATH has."""
+    folders = filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":"))
+    return any(os.path.exists(path) for path in (*SIGNS, *(f"{folder}/{LIBRARY}" for folder in folders)))
+
+
+class Watch:
+    """At most one collector at a time. Everything happens on the loop's thread, on which it is made."""
+
+    def __init__(
+        self,
+        spawn: Spawn,
+        heard: Heard,
+        said: Callable[[str], object],
+        expected: Callable[[], bool],
+        times: Times = Times(),
+    ) -> None:
+        """heard: takes what is new. said: takes a line for the daemon's log, once for each change.
+        expected: whether a collector is worth a process: GPUs were seen on this box, or there are signs of a driver."""
+        self.silent_since: float | None = None
+        self.trouble: Trouble | None = None
+        self._spawn, self._heard, self._said, self._expected, self._times = spawn, heard, said, expected, times
+        self._loop = asyncio.get_running_loop()
+        self._collector: _Collector | None = None
+        self._step: asyncio.TimerHandle | None = None  # the next thing to do about a collector that is not there
+        self._look_at: asyncio.TimerHandle | None = None  # when the next frame is too late
+        self._due = 0.0
+        self._framed, self._framed_at = time.monotonic(), time.time()  # the last frame; at first, our start
+        self._known = False  # a frame was heard
+        self._late_since: float | None = None  # a driver without a GPU
+        self._pause = times.pause
+        self._why = NO_ANSWER
+        self._told: set[str] = set()
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the collector that is there now."""
+        return None if self._collector is None else self._collector.pid
+
+    def begin(self) -> None:
+        self._start()
+
+    def probe(self, uuid: str) -> None:
+        """Ask for one GPU at once: a Probe follows, unless the collector is not there or not listening."""
+        if self._collector is not None and self._collector.link is not None:
+            with suppress(OSError):
+                self._collector.link.send(f"probe {uuid}\n".encode())
+
+    def words(self, now: float) -> str | None:
+        """Why nothing is known of the GPUs; None: all is well. now: epoch seconds."""
+        why = self.trouble.message if self.trouble is not None else self._why
+        if self.silent_since is not None:
+            return f"nothing is known of the GPUs since {_clock(self.silent_since, now)}: {why}"
+        if self.trouble is not None:
+            return f"nothing is known of the GPUs: {why}"
+        if self._look_at is None:
+            return NO_DRIVER
+        return None if self._known else "the GPUs are being read for the first time"
+
+    def close(self) -> None:
+        """End the collector and wait for it, so that no zombie of it stays; one that can't die is left behind."""
+        self._closed = True
+        for timer in (self._step, self._look_at):
+            if timer is not None:
+                timer.cancel()
+        collector, self._collector = self._collector, None
+        if collector is None:
+            return
+        self._hang_up(collector)
+        if collector.killed_at is not None:
+            collector.wait(0.0)  # it had its time
+        elif not collector.wait(self._times.leave):
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                collector.signal(number)
+                if collector.wait(self._times.leave):
+                    break
+
+    # --- a collector's life ---
+
+    def _start(self) -> None:
+        if not self._expected():
+            self._absent()
+            return
+        if self._look_at is None:
+            self._framed, self._framed_at = time.monotonic(), time.time()
+            self._look_in(self._times.silence)
+        try:
+            self._collector = _Collector(self._spawn)
+        except OSError as error:
+            self._why = f"their collector can't be started: {error.strerror}"
+            self._tell("spawn", f"the collector of the GPUs can't be started: {error.strerror}")
+            self._again()
+            return
+        self._loop.add_reader(self._collector.fd, self._readable)
+
+    def _absent(self) -> None:
+        """No process and no timer but the next look."""
+        self._tell("absent", f"{NO_DRIVER}: jobs without GPUs go on")
+        if self._look_at is not None:
+            self._look_at.cancel()
+        self._look_at = self.silent_since = self.trouble = None
+        self._next(self._times.absent, self._start)
+
+    def _again(self) -> None:
+        pause, self._pause = self._pause, min(self._pause * 2, self._times.pause_max)
+        late = self._late_since is not None and time.monotonic() - self._late_since < self._times.late
+        self._next(min(pause, self._times.late_pause) if late else pause, self._start)
+
+    def _kill(self, collector: _Collector) -> None:
+        self._hang_up(collector)
+        collector.kill()
+        self._reap()
+
+    def _hang_up(self, collector: _Collector) -> None:
+        if collector.link is not None:
+            self._loop.remove_reader(collector.fd)
+            collector.link.close()
+            collector.link = None
+            collector.left_at = time.monotonic()
+
+    def _reap(self, pause: float = REAP_SECONDS) -> None:
+        """Look whether one that is ending is gone; kill it when it does not go."""
+        collector, now = self._collector, time.monotonic()
+        if collector is None:
+            return
+        if collector.gone():
+            self._collector = None
+            self._ended(collector)
+            return
+        if collector.killed_at is None:
+            if now - collector.left_at >= self._times.leave:
+                collector.kill()
+        elif now - collector.killed_at >= self._times.stuck:
+            since = _clock(self._framed_at, time.time())
+            self._tell("stuck", f"{NO_ANSWER} since {since}: process {collector.pid}, which reads it, can't be ended")
+        self._next(pause, lambda: self._reap(min(pause * 2, REAP_SECONDS_MAX)))
+
+    def _ended(self, collector: _Collector) -> None:
+        self._forgive(collector)
+        if collector.killed_at is None and not collector.troubled:
+            self.trouble = None
+            self._why = f"their collector {collector.end()}"
+            self._tell(f"ended {collector.end()}", f"the collector of the GPUs {collector.end()}; it is started again")
+        self._again()
+
+    def _forgive(self, collector: _Collector) -> None:
+        """After one that worked for long, the next one comes soon, and what goes wrong then is news."""
+        if collector.framed and time.monotonic() - collector.began >= self._times.pause_max:
+            self._pause = self._times.pause
+            self._told.intersection_update(ONCE)
+
+    def _next(self, seconds: float, step: Callable[[], object]) -> None:
+        if self._step is not None:
+            self._step.cancel()
+        self._step = self._loop.call_later(seconds, step)
+
+    # --- what it says ---
+
+    def _readable(self) -> None:
+        collector = self._collector
+        if collector is None or collector.link is None:
+            return
+        try:
+            data = collector.link.recv(READ_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._read(collector, data)
+        else:
+            self._hang_up(collector)
+            self._reap()
+
+    def _read(self, collector: _Collector, data: bytes) -> None:
+        lines = collector.lines(data)
+        collector.work += 1 + len(data) // 1024 + len(lines)
+        if collector.work > FLOOD:
+            self._why = "their collector sends more than can be read"
+            self._tell("flood", "the collector of the GPUs sends more than can be read; it is started again")
+            self._kill(collector)
+            return
+        for line in lines:
+            self._take(collector, line)
+            if collector.link is None:
+                return  # whoever heard it has closed us
+
+    def _take(self, collector: _Collector, line: bytes) -> None:
+        try:
+            value = parse(line)
+        except ValueError as error:
+            collector.why = f"their collector sends {error}"
+            self._tell("garbage", f"the collector of the GPUs sends {error}; it is passed over")
+            return
+        if isinstance(value, Frame):
+            self._frame(collector, value)
+        elif isinstance(value, Trouble):
+            self._troubled(collector, value)
+        self._hand(value)
+
+    def _frame(self, collector: _Collector, frame: Frame) -> None:
+        self._framed, self._framed_at = time.monotonic(), time.time()
+        collector.framed, collector.waited_from, collector.why = True, self._framed, NO_ANSWER
+        if self._known and self.silent_since is None and self.trouble is None:
+            return
+        self.silent_since = self.trouble = self._late_since = None
+        self._known, self._why = True, NO_ANSWER
+        count = len(frame.cards)
+        self._tell("read", f"{count} GPU{'s' * (count != 1)} seen, driver {frame.driver or 'unknown'}")
+
+    def _troubled(self, collector: _Collector, trouble: Trouble) -> None:
+        self.trouble, collector.troubled = trouble, True
+        if trouble.code != "no_gpu":
+            self._late_since = None
+        elif self._late_since is None:
+            self._late_since = time.monotonic()
+        self._tell(f"trouble {trouble.code}", "; ".join(filter(None, (trouble.message, trouble.hint))))
+
+    def _hand(self, value: Frame | Probe | Trouble | Silence) -> None:
+        try:
+            self._heard(value)
+        except Exception as error:  # our own fault, but the next line may be understood
+            said = "".join(traceback.format_exception(error)).rstrip()
+            self._tell("deaf", f"what the collector of the GPUs said was not understood: {said}")
+
+    def _tell(self, key: str, line: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self._said(line)
+
+    # --- what it does not say ---
+
+    def _look_in(self, seconds: float) -> None:
+        self._due = time.monotonic() + seconds
+        self._look_at = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """A frame is late, or was when this was planned."""
+        now, collector, times = time.monotonic(), self._collector, self._times
+        self._make_up(collector, now)
+        quiet = now - self._framed
+        if quiet >= times.silence:
+            self._silent(collector)
+        elif collector is not None:
+            self._forgive(collector)
+        if self._closed:
+            return  # by whoever heard it
+        left = times.silence - quiet if quiet < times.silence else times.silence
+        if collector is not None and collector.link is not None:
+            deadline = collector.waited_from + (times.patience if collector.framed else times.first)
+            if now >= deadline:
+                self._give_up(collector)
+            else:
+                left = min(left, deadline - now)
+        self._look_in(left)
+
+    def _make_up(self, collector: _Collector | None, now: float) -> None:
+        """The time in which we did not run ourselves is not held against it."""
+        held_up = now - self._due
+        if held_up >= self._times.silence:
+            self._framed = min(self._framed + held_up, now)
+        if collector is not None:
+            collector.work = 0
+            if held_up >= self._times.silence:
+                collector.waited_from = min(collector.waited_from + held_up, now)
+
+    def _give_up(self, collector: _Collector) -> None:
+        if not collector.troubled:
+            self.trouble, self._why = None, collector.why
+        self._kill(collector)
+
+    def _silent(self, collector: _Collector | None) -> None:
+        if self.silent_since is not None:
+            return
+        self.silent_since = self._framed_at
+        if collector is not None and (collector.framed or collector.why != NO_ANSWER):
+            self._why = collector.why
+        words = self.words(time.time()) or ""
+        if self.trouble is None:  # else it is told
+            self._tell("silent", words)
+        self._hand(Silence(self.silent_since, words))
+
+
+class _Collector:
+    """One process, the socket to it, and what came of it so far. Times are monotonic."""
+
+    def __init__(self, spawn: Spawn) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            self.pid = spawn(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        self.link: socket.socket | None = ours
+        self.fd = ours.fileno()
+        self.why = NO_ANSWER  # nothing is known, if it stays as it is
+        self.began = self.waited_from = time.monotonic()
+        self.framed = self.troubled = False
+        self.left_at = 0.0
+        self.killed_at: float | None = None
+        self.work = 0  # that reading it made since the last look
+        self._rest = bytearray()
+        self._gone = False
+        self._code: int | None = None
+
+    def lines(self, data: bytes) -> list[bytes]:
+        """The lines that data completes. Of one that is too long, a beginning that is too long is kept."""
+        first, *others = data.split(b"\n")
+        self._rest += first
+        del self._rest[LINE_MAX + 1 :]
+        if not others:
+            return []
+        whole = [bytes(self._rest), *others[:-1]]
+        self._rest = bytearray(others[-1])
+        return whole
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.killed_at = time.monotonic()
+
+    def signal(self, number: int) -> None:
+        if not self._gone:  # so its process id is still its own
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def gone(self) -> bool:
+        """Whether it is; then it is no zombie either."""
+        if not self._gone:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self._gone = pid != 0
+                self._code = os.waitstatus_to_exitcode(status) if self._gone else None
+            except ChildProcessError:
+                self._gone = True  # somebody else has waited for it
+        return self._gone
+
+    def wait(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not self.gone() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return self._gone
+
+    def end(self) -> str:
+        if self._code is None:
+            return "ended"
+        return f"was killed by signal {-self._code}" if self._code < 0 else f"ended with code {self._code}"
+
+
+def _clock(at: float, now: float) -> str:
+    """The time of day, for people on this box; with the date when it was not today."""
+    then = time.localtime(at)
+    today = then[:3] == time.localtime(now)[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", then)
