@@ -346,8 +346,7 @@ def test_without_a_driver_there_are_no_gpus_and_a_reason() -> None:
         said = box.get("/gpus")
         assert said["gpus"] == []
         assert said["silent"]
-        about = box.get("/box")
-        assert (about["capacity"]["gpus"], about["gpu_names"]) == (0, [])
+        assert box.get("/box")["capacity"]["gpus"] == 0
         none = box.ask("POST", "/jobs", {"spec": {"command": ["x"], "gpus": 1}})
         assert "the box has none" in refused(none, 422, "too_much")
         refused(box.ask("POST", "/gpus/0/drain", {"on": True}), 404, "not_found")
@@ -363,7 +362,6 @@ def test_a_daemon_that_has_just_begun_knows_its_gpus(equipped: tuple[wire.Box, f
     assert all(gpu["sample"]["temperature_celsius"] > 0 and gpu["memory_bytes"] > 23 << 30 for gpu in said["gpus"])
     about = box.get("/box")
     assert (about["capacity"]["gpus"], about["free"]["gpus"]) == (2, 2)
-    assert [name.split()[-1] for name in about["gpu_names"]] == ["3090", "4090"]
 
 
 def test_a_gpu_is_drained_by_any_of_its_names(equipped: tuple[wire.Box, fake_nvml.FakeNvml]) -> None:
@@ -410,20 +408,39 @@ def test_more_than_the_gpus_are_is_refused_in_words(equipped: tuple[wire.Box, fa
 
 
 def test_a_process_is_adopted_and_only_let_go(equipped: tuple[wire.Box, fake_nvml.FakeNvml]) -> None:
-    box, _ = equipped
+    box, driver = equipped
     with subprocess.Popen(["sleep", "600"]) as process:
+        driver.gpus[1].process(process.pid, 8 << 30)
         try:
+            tools.wait_until(lambda: box.get("/gpus")["gpus"][1]["state"] == words.FOREIGN, 20, box.story)
+            (found,) = box.get("/gpus")["gpus"][1]["processes"]
+            assert (found["pid"], found["job"], found["command"]) == (process.pid, None, "sleep 600")
             made = box.ask("POST", "/jobs/adopt", {"pid": process.pid})
             assert made.status == 201, made
             job_id = made.json()["id"]
+            refused(box.ask("POST", "/jobs/adopt", {"pid": process.pid}), 409, "busy")
+            assert box.get(f"/jobs/{job_id}")["gpus"][driver.gpus[1].uuid]["index"] == 1
             tools.wait_until(lambda: box.state_of(job_id) == words.RUNNING, 20, box.story)
             box.post("/jobs/cancel", {"ids": [job_id]})
             box.ended(job_id)
             assert process.poll() is None
         finally:
             process.kill()
-    for pid in (process.pid, 0, -1, 2**70):
+            driver.gpus[1].ends(process.pid)
+    for pid in (0, -1, 2**70):
         assert box.ask("POST", "/jobs/adopt", {"pid": pid}).status in (404, 422), pid
+
+
+def test_a_gpu_that_is_gone_for_good_is_forgotten(equipped: tuple[wire.Box, fake_nvml.FakeNvml]) -> None:
+    box, driver = equipped
+    refused(box.ask("POST", "/gpus/0/forget", {}), 409, "busy")
+    lent = driver.add("2080s")
+    tools.wait_until(lambda: len(box.get("/gpus")["gpus"]) == 3, 20, box.story)
+    driver.drop(lent)
+    tools.wait_until(lambda: box.get("/gpus")["gpus"][2]["state"] == words.GONE, 20, box.story)
+    assert box.get("/box")["capacity"]["gpus"] == 2
+    assert box.post(f"/gpus/{lent.uuid}/forget") == {}
+    assert [gpu["uuid"] for gpu in box.get("/gpus")["gpus"]] == [gpu.uuid for gpu in driver.gpus[:2]]
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------

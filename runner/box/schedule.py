@@ -88,7 +88,7 @@ def schedule(queued: Sequence[Job], active: Sequence[Job], facts: Facts, explain
     Backfill: a job behind the first that does not fit starts only if it ends before that one can, or leaves it room.
     A job that waits for what is not ours to end (a foreign process, a lost GPU) holds nobody up meanwhile.
     """
-    scan = _Scan(active, facts)
+    scan = _Scan(active, facts, explain)
     for job in queued:
         if scan.room.cpus <= 0 and not explain:
             break  # every job takes at least one cpu
@@ -101,8 +101,8 @@ def schedule(queued: Sequence[Job], active: Sequence[Job], facts: Facts, explain
 class _Scan:
     """One look over the queue, from its first job on."""
 
-    def __init__(self, active: Sequence[Job], facts: Facts) -> None:
-        self.facts = facts
+    def __init__(self, active: Sequence[Job], facts: Facts, explain: bool) -> None:
+        self.facts, self.explain = facts, explain
         self.decision = Decision()
         self.room = _Room(facts.capacity.cpus, facts.capacity.memory_bytes, Slots(facts.cards, facts.links))
         self.running = [(job, tuple(job.allotted)) for job in active]  # and what this pass gave room
@@ -125,7 +125,7 @@ class _Scan:
             reason, uuids = self._fit(job)
             if reason is None:
                 return self._begin(job, uuids)
-            if self.head is not None and self.head.job is job:
+            if self.explain and self.head is not None and self.head.job is job:
                 self.refused[shape] = f"{reason}; behind job {job.id}"
                 return reason + self._expectation(job)
             self.refused[shape] = reason
@@ -138,10 +138,8 @@ class _Scan:
             return too_much, ()
         uuids = self.room.place(job)
         if uuids is None:
-            reason = lacks(job, self.room, self.facts.capacity)
-            if self.head is not None:
-                return f"{reason}; behind job {self.head.job.id}", ()
-            if self.room.gpus.possible(job):
+            reason = self._lacks(job)
+            if self.head is None and self.room.gpus.possible(job):
                 self.head = self._reserve(job)
             return reason, ()
         if self.head is not None and not self._ends_before(job):
@@ -150,6 +148,13 @@ class _Scan:
             if uuids is None:
                 return f"waits behind job {self.head.job.id}, which is first: starting now could delay it", ()
         return None, uuids
+
+    def _lacks(self, job: Job) -> str:
+        """What it lacks, when somebody wants to know: words cost more than the decision."""
+        if not self.explain:
+            return ""
+        reason = lacks(job, self.room, self.facts.capacity)
+        return reason if self.head is None else f"{reason}; behind job {self.head.job.id}"
 
     def _begin(self, job: Job, uuids: tuple[str, ...]) -> str | None:
         """Give the job its room, at once or as soon as its work tree is there; the reason if it is the latter."""

@@ -101,19 +101,11 @@ def box(arguments: list[str]) -> int:
     parts = [
         output.many(int(capacity["cpus"]), "core") if capacity.get("cpus") else "",
         f"{output.size(capacity['memory_bytes'])} of memory" if capacity.get("memory_bytes") else "",
-        f"{output.many(int(capacity['gpus']), 'GPU')}{_models(hello)}" if capacity.get("gpus") else "",
+        output.many(int(capacity["gpus"]), "GPU") if capacity.get("gpus") else "",
         _free(capacity, free),
     ]
     output.table(("BOX", "STATE", ""), [[boxes.LOCAL, state, ", ".join(filter(None, parts))]], (2,))
     return 0
-
-
-def _models(hello: dict[str, Any]) -> str:
-    """` (RTX 3090)`, or ` (3 RTX 3090, 1 RTX 4090)`."""
-    models = [output.model(name) for name in hello.get("gpu_names") or ()]
-    kinds = dict.fromkeys(models)
-    parts = kinds if len(kinds) < 2 else [f"{models.count(model)} {model}" for model in kinds]
-    return f" ({', '.join(parts)})" if models else ""
 
 
 def _free(capacity: dict[str, Any], free: dict[str, Any]) -> str:

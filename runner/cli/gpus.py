@@ -36,9 +36,8 @@ Examples:
 ADOPT = f"""\
 Usage: runner adopt [OPTIONS] PID
 
-Take a running process that the queue did not start into the list, and print its job's id: other jobs can wait for it,
-its GPUs count as taken, its end is reported. `runner cancel` only lets it go: what the queue did not start, it never
-ends.
+Take a process that holds GPUs and that the queue did not start into the list, and print its job's id: other jobs can
+wait for it, and its end is reported. `runner cancel` only lets it go: what the queue did not start, it never ends.
 
 Options:
 {options.COMMON}
@@ -101,11 +100,22 @@ def _amount(value: float | None, unit: str, factor: int = 1) -> str:
 
 def _who(gpu: dict[str, Any], silent: str | None) -> str:
     """Who has it, or what is the matter with it. silent: what is told of all of them at once."""
-    jobs = ", ".join(map(str, gpu.get("jobs") or ()))
-    why = str(gpu.get("why") or "").removeprefix(f"GPU {gpu.get('index')} ").removeprefix(f"is {gpu['state']}: ")
-    if why and (not jobs or gpu["state"] in (words.BUSY, words.SHARED, words.DRAINING)):
-        return "" if why == silent else why
-    return "; ".join(filter(None, (f"job {jobs}" if jobs else "", "" if why == silent else why)))
+    jobs, why = _jobs(gpu), _why(gpu) if gpu.get("why") != silent else ""
+    told = gpu["state"] in (words.BUSY, words.SHARED, words.DRAINING) and why  # the box names the jobs itself
+    return why if told else "; ".join(filter(None, (jobs, why)))
+
+
+def _jobs(gpu: dict[str, Any]) -> str:
+    ids = ", ".join(map(str, gpu.get("jobs") or ()))
+    return f"{'jobs' if ',' in ids else 'job'} {ids}" if ids else ""
+
+
+def _why(gpu: dict[str, Any]) -> str:
+    """Without what the other columns say: which one it is, and its state."""
+    why = str(gpu.get("why") or "")
+    for said in (f"GPU {gpu.get('index')} ", f"{gpu['uuid'][:12]} ({output.model(gpu['name'])}) "):
+        why = why.removeprefix(said)
+    return why.removeprefix(f"is {gpu['state']}").lstrip(":; ")
 
 
 def _processes(found: list[dict[str, Any]]) -> None:
@@ -163,8 +173,8 @@ def _names(typed: list[str], verb: str) -> list[str]:
 def _drain(api: Client, name: str, quiet: bool) -> dict[str, Any]:
     gpu: dict[str, Any] = api.post(f"/gpus/{name}/drain", {"on": True})["gpu"]
     if not quiet:
-        still = f"; job {', '.join(map(str, gpu['jobs']))} goes on" if gpu.get("jobs") else ""
-        output.say(f"{_label(gpu)} takes no new job{still}; `runner gpus undrain {name}` ends that")
+        still = f"what runs there goes on ({_jobs(gpu)}); " if gpu.get("jobs") else ""
+        output.say(f"{_label(gpu)} takes no new job; {still}`runner gpus undrain {name}` ends that")
     return gpu
 
 

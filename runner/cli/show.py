@@ -82,7 +82,7 @@ def _show_job(found: dict[str, Any]) -> None:
         ("why", found.get("why")),
         ("ended", output.ending(job) if job["state"] in words.FINISHED else ""),
         ("detail", job.get("detail")),
-        ("command", output.line(job["command"])),
+        ("command", "" if job.get("adopts") else output.line(job["command"])),  # an adopted one's waits for it
         ("directory", spec.get("directory") or ("the project's root" if spec.get("snapshot") else "")),
         ("project", job.get("project")),
         (

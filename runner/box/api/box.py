@@ -47,7 +47,6 @@ class Box:
     state: str
     capacity: Resources
     free: Resources
-    gpu_names: list[str]  # one for each that is there
     disk: Disk
     paused: str | None  # why nothing starts
     draining: bool
@@ -111,7 +110,6 @@ async def about(here: Here) -> Response:
             "state": daemon.settings.state,
             "capacity": replace(daemon.engine.capacity(), gpus=len(gpus)),
             "free": _free(here, gpus),
-            "gpu_names": [gpu.name for gpu in gpus],
             "disk": {"free_bytes": free, "total_bytes": total},
             "paused": daemon.paused(),
             "draining": daemon.draining,
