@@ -636,6 +636,7 @@ while True:
 """
 
 
+@pytest.mark.slow  # not every kernel has this freezer
 @pytest.mark.root
 def test_a_process_that_the_kernel_keeps_is_given_up_and_ends_when_it_lets_go(state: StateDir, tmp_path: Path) -> None:
     """The freezer of cgroup v1 keeps it as a GPU's driver may: in state D, with KILL pending."""

@@ -108,10 +108,12 @@ class Daemon:
         self.hear()
         moves, fences = self.settle(now)
         moves += self.fail(now)
-        self.end_lost()
+        self.end_lost(now)
         decision = self.schedule(now)
-        self.apply(decision.starts, moves, fences, now, decision.placements)
-        if not decision.starts:  # a quiet pass: nobody waits for this
+        places = decision.placements
+        starts = [job for job in decision.starts if self.gpus.settled(places.get(job.id, ()), now)]
+        self.apply(starts, moves, fences, now, places)
+        if not starts:  # a quiet pass: nobody waits for this
             self.engine.stage([(job.id, job.attempt + 1) for job in self.book.queued[: len(self.book.active)]])
         self.prepare(decision, now)
         self.wakes_at = min(decision.wakes_at, self.gpus.look(now))
@@ -146,9 +148,9 @@ class Daemon:
         self.gpus.supervised(job, found)
         return settle(job, self.book.spec(job), replace(found, exit=end), now, waited, floor)
 
-    def end_lost(self) -> None:
+    def end_lost(self, now: float) -> None:
         """The jobs whose GPU is lost: they can't go on, and may not even notice."""
-        lost = [job for job in self.book.active.values() if job.allotted and self.gpus.lost_of(job) is not None]
+        lost = [job for job in self.book.active.values() if job.allotted and self.gpus.lost_of(job, now) is not None]
         new = [job for job in lost if job.id not in self._losing and not job.adopts]
         if new:
             self._stop([self.stop_of(job, reason="gpu_lost") for job in new])
@@ -292,7 +294,7 @@ class Daemon:
         if end is None or not end.started or job.attempt == 0:
             return end
         end = ends.explained(end, self.attempt_dir(job).log)
-        lost = self.gpus.lost_of(job)
+        lost = self.gpus.lost_of(job, end.ended_at)
         if lost is not None and end.reason in ("exit_code", "signal", "gpu_lost"):
             end = replace(end, reason="gpu_lost", detail=": ".join(filter(None, (lost, end.detail))))
         return end

@@ -14,6 +14,7 @@ from runner.box.settle import Action, Verdict
 from runner.box.store import Request
 from runner.box.submissions import check, expand
 from runner.errors import BadRequest, Busy, NotFound, Refused
+from runner.job import processes
 from runner.model import PRIORITY_MAX, PRIORITY_MIN, Exit, Gpu, Job, JobSpec, Principal, Submission, Submitted
 
 
@@ -75,8 +76,11 @@ class Wishes:
         if found is None:
             raise NotFound(f"process {pid} holds no GPU here", "`runner gpus --processes` lists those that do")
         process, uuids = found
-        if process.job in daemon.book.jobs:
-            raise Busy(f"process {pid} belongs to job {process.job} already")
+        adopter = next((job.id for job in daemon.book.active.values() if job.adopts[:1] == [pid]), None)
+        if adopter is not None or process.job in daemon.book.jobs:
+            raise Busy(f"process {pid} belongs to job {adopter or process.job} already")
+        if processes.started(pid) != process.started:
+            raise NotFound(f"process {pid} has ended meanwhile", "`runner gpus --processes` lists those that are there")
         if who.role != "admin" and process.user != who.user:
             raise Refused(f"process {pid} is {process.user}'s; you may not adopt it", "ask them, or an administrator")
         spec = JobSpec(

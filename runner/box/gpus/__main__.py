@@ -42,7 +42,7 @@ def _settle() -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the daemon
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    files.die_with_parent(signal.SIGTERM)
+    files.die_with_parent(signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from runner.model import Gpu, Job, Process, Sample
 MISSED_FRAMES = 2  # without a GPU, before it is missing
 GOOD_FRAMES = 3  # with one that was lost, before it is trusted again
 FELL_OFF = 79  # the XID that says so
+FELL, MISSING = "fell off the bus at", "is missing since"
 FREE_SLACK = 256 << 20  # bytes that may still be used on a GPU that is free again
 SAMPLE_FIELDS = {each.name for each in fields(Sample)} - {"at"}
 
@@ -56,7 +57,7 @@ class Fault:
     """A GPU that is lost or missing."""
 
     since: float
-    words: str
+    words: str  # "fell off the bus at" that time, "is missing since" it
     good: int = 0  # frames in which it was all right again
 
 
@@ -98,7 +99,7 @@ class Cards:
         for xid in frame.xids:
             if xid.code == FELL_OFF:
                 for uuid in (uuid for uuid, gpu in self.known.items() if gpu.bus_id.lower() == xid.bus_id.lower()):
-                    self.faults[uuid] = Fault(xid.at, "fell off the bus")
+                    self.faults[uuid] = Fault(xid.at, FELL)
         self._look_whether_free()
 
     def learn_one(self, probe: Probe) -> None:
@@ -111,7 +112,7 @@ class Cards:
         self._know(reading, at)
         fault = self.faults.get(reading.uuid)
         if reading.state == LOST:
-            self.faults[reading.uuid] = Fault(fault.since if fault else at, reading.detail or "fell off the bus")
+            self.faults[reading.uuid] = Fault(fault.since if fault else at, FELL)
         elif fault is not None:
             fault.good += 1
             if fault.good >= GOOD_FRAMES:
@@ -133,7 +134,7 @@ class Cards:
     def _miss(self, uuid: str, at: float) -> None:
         self._missed[uuid] = self._missed.get(uuid, 0) + 1
         if self._missed[uuid] >= MISSED_FRAMES:
-            fault = self.faults.setdefault(uuid, Fault(self.known[uuid].last_seen_at, "missing"))
+            fault = self.faults.setdefault(uuid, Fault(self.known[uuid].last_seen_at, MISSING))
             fault.good = 0
 
     def _note_peaks(self, seen: Seen) -> None:
@@ -164,10 +165,12 @@ class Cards:
     def peak(self, job: Job) -> int | None:
         return self.peaks.get((job.id, job.attempt))
 
-    def lost_of(self, job: Job) -> str | None:
+    def lost_of(self, job: Job, now: float) -> str | None:
         """The sentence for a job one of whose GPUs is lost."""
         lost = next((uuid for uuid in job.allotted if uuid in self.faults), None)
-        return None if lost is None else f"{self.label(lost)} {self.faults[lost].words}"
+        if lost is None:
+            return None
+        return f"{self.label(lost)} {self.faults[lost].words} {clock(self.faults[lost].since, now)}"
 
     def _look_whether_free(self) -> None:
         for uuid, freeing in list(self.freeing.items()):
@@ -204,6 +207,13 @@ class Cards:
         if seen is not None and seen.reading.index is not None and uuid not in self._missed:
             return f"GPU {seen.reading.index}"
         return f"{uuid[:12]} ({short(self.known[uuid].name)})" if uuid in self.known else uuid[:12]
+
+    def read_at(self, uuid: str, now: float) -> float:
+        """When a GPU was last read; one that sleeps is not read, and needs not be."""
+        seen = self._seen.get(uuid)
+        if seen is None:
+            return 0.0
+        return now if seen.reading.state == ASLEEP else seen.at
 
     def index(self, uuid: str) -> int | None:
         seen = self._seen.get(uuid)
@@ -262,7 +272,7 @@ class Cards:
         if silence is not None:
             return words.UNKNOWN, silence
         if fault is not None:
-            return words.GONE, f"{label} {fault.words} since {clock(fault.since, now)}"
+            return words.GONE, f"{label} {fault.words} {clock(fault.since, now)}"
         if gpu.stuck is not None:
             return words.STUCK, f"{label} is stuck: {_stuck(gpu.stuck)}"
         if freeing is not None and now - freeing.since > self._patience:

@@ -15,6 +15,7 @@ from runner.errors import BadRequest, NotFound, StateDamaged
 from runner.job import processes
 from runner.model import Evidence, Gpu, Job, Process
 
+FRESH_SECONDS = 0.25  # a reading older than this is not enough to start a job on
 PROBE_SECONDS, PROBE_SECONDS_MAX = 0.05, 0.25  # between looks at a GPU that is being freed: the first, the slowest
 STUCK_SECONDS = 2.0  # between looks for processes that would not die
 SEEN_SECONDS = 3600.0  # how far `last_seen_at` in the database may be behind
@@ -28,25 +29,31 @@ class Rack:
         self.cards = Cards(store.gpus(), self.ours, settings.gpu_desktop_bytes, settings.gpu_free_seconds)
         # What is not known before somebody watches: by default there is no collector, and no GPU.
         self.words: Callable[[float], str | None] = lambda now: "no NVIDIA driver found"
-        self.probe: Callable[[str], None] = lambda uuid: None
+        self.probe: Callable[[str], None] | None = None  # has one GPU read at once; None: nobody to ask
         self.driver = ""
         self._written = {uuid: replace(gpu) for uuid, gpu in self.cards.known.items()}  # as the database has them
         self._probes: dict[str, tuple[float, float]] = {}  # being freed -> (when to look again, pause after that)
+        self._awaited: set[str] = set()  # asked for by `settled`
         self._signs: object = None  # what was last told to matter
 
     # --- hearing ---
 
     def heard(self, value: object, now: float) -> bool:
         """Take what the collector (or its absence) says; True when it may change what starts or ends."""
+        answered = False
         if isinstance(value, Frame):
             self.driver = value.driver
             self.cards.learn(value)
             self._remember(now)
+            answered = bool(self._awaited)
+            self._awaited.clear()
         elif isinstance(value, Probe):
             self.cards.learn_one(value)
+            answered = value.card.uuid in self._awaited
+            self._awaited.discard(value.card.uuid)
         signs = self._meaning(now)
         changed, self._signs = signs != self._signs, signs
-        return changed
+        return changed or answered
 
     def _meaning(self, now: float) -> object:
         cards = self.facts(now)
@@ -104,7 +111,24 @@ class Rack:
         for uuid in job.allotted:
             if uuid in self.cards.freeing:
                 self._probes[uuid] = (now + PROBE_SECONDS, PROBE_SECONDS)
+            self._ask(uuid)
+
+    def _ask(self, uuid: str) -> None:
+        if self.probe is not None:
             self.probe(uuid)
+
+    def settled(self, uuids: Iterable[str], now: float) -> bool:
+        """Whether these were read a moment ago, so that whoever came in the last second was seen. If not, they are read
+        now, and it is told (`heard`) when that is done."""
+        old = (
+            []
+            if self.probe is None
+            else [uuid for uuid in uuids if now - self.cards.read_at(uuid, now) > FRESH_SECONDS]
+        )
+        for uuid in old:
+            self._ask(uuid)
+        self._awaited.update(old)
+        return not old
 
     def look(self, now: float) -> float:
         """Probe what is being freed, see whether stuck processes are gone; returns when to come again."""
@@ -115,7 +139,7 @@ class Rack:
                 del self._probes[uuid]
                 continue
             if due <= now:
-                self.probe(uuid)
+                self._ask(uuid)
                 pause = min(pause * 1.5, PROBE_SECONDS_MAX)
                 due = now + pause
                 self._probes[uuid] = (due, pause)
@@ -139,8 +163,9 @@ class Rack:
     def peak(self, job: Job) -> int | None:
         return self.cards.peak(job)
 
-    def lost_of(self, job: Job) -> str | None:
-        return self.cards.lost_of(job)
+    def lost_of(self, job: Job, now: float) -> str | None:
+        """The sentence for a job one of whose GPUs is lost."""
+        return self.cards.lost_of(job, now)
 
     def floor_of(self, job: Job) -> int | None:
         """What was not enough for a job that ran out of GPU memory; None when there is nothing roomier to try."""
