@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes; some kernels and tools count the NUL
+LAUNCHER_SOCKET = "/run/gpubox-launcher.sock"  # of a provisioned box: for its daemon alone
+LAUNCHER_CONFIG = "/etc/gpubox/launcher.toml"  # root's
 
 
 class AttemptDir(str):
@@ -82,6 +84,10 @@ class StateDir(str):
         return f"{self}/envs"
 
     @property
+    def builds(self) -> str:
+        return f"{self}/builds"  # builds/<environment>: its build as an attempt, on a provisioned box
+
+    @property
     def supervisor(self) -> str:
         return f"{self}/supervisor"  # <sha256>.pyz: frozen copies of the supervisor
 
@@ -102,6 +108,11 @@ def state_dir() -> StateDir:
     return StateDir(os.environ.get("GPUBOX_STATE") or os.path.join(_xdg("XDG_STATE_HOME", ".local/state"), "gpubox"))
 
 
+def demo_dir() -> StateDir:
+    """The state of `runner serve --demo`, beside the real one whatever GPUBOX_STATE says."""
+    return StateDir(os.path.join(_xdg("XDG_STATE_HOME", ".local/state"), "gpubox-demo"))
+
+
 def config_dir() -> str:
     """The laptop's and the embedded box's settings: `$XDG_CONFIG_HOME/gpubox`."""
     return os.environ.get("GPUBOX_CONFIG") or os.path.join(_xdg("XDG_CONFIG_HOME", ".config"), "gpubox")
@@ -113,11 +124,13 @@ def cache_dir() -> str:
 
 
 def api_socket(state: str) -> str:
-    """The API's unix socket of a state directory: in it, or where that path is too long for a socket, in the
-    runtime directory under a name made from the state's path."""
-    explicit = os.environ.get("GPUBOX_SOCKET")
-    if explicit:
-        return explicit
+    """The API's unix socket of a state directory: GPUBOX_SOCKET, else `socket_of`."""
+    return os.environ.get("GPUBOX_SOCKET") or socket_of(state)
+
+
+def socket_of(state: str) -> str:
+    """In the state directory, or where that path is too long for a socket, in the runtime directory under a name made
+    from the state's path."""
     inside = f"{state}/api.sock"
     if len(os.fsencode(inside)) < SOCKET_PATH_MAX:
         return inside

@@ -57,7 +57,7 @@ def test_every_fail_point_of_the_launch_is_in_the_pairs() -> None:
     """A window that somebody adds to the supervisor or its parent must not be forgotten here."""
     package = os.path.dirname(files.__file__)
     written = set()
-    for path in ("job/parent.py", "job/supervisor.py", "box/engines/plain.py"):
+    for path in ("job/parent.py", "job/supervisor.py", "box/engines/plain.py", "box/engines/disk.py"):
         with open(f"{package}/{path}") as file:
             pieces = file.read().split('failpoint("')[1:]
         written |= {piece.partition('"')[0] for piece in pieces}

@@ -1,5 +1,7 @@
 """The frozen supervisor: `state/supervisor/<sha256>.pyz`, so that an upgrade never changes what watches a running job;
 and the parent process that forks supervisors out of it. `pyz adopt PID START` is the command of an adopting job.
+
+`python -m runner.box.frozen FOLDER` prints the path of a copy in a folder: root's, for the launcher.
 """
 
 from __future__ import annotations
@@ -97,3 +99,9 @@ class Parents:
         """True while one is left."""
         self._pids = [pid for pid in self._pids if os.waitpid(pid, os.WNOHANG)[0] == 0]
         return bool(self._pids)
+
+
+if __name__ == "__main__":
+    frozen = freeze(sys.argv[1])
+    os.chmod(frozen, 0o644)  # supervisors are not root
+    sys.stdout.write(f"{frozen}\n")

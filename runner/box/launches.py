@@ -42,6 +42,10 @@ def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: st
             "log_head_bytes": settings.log_head_bytes,
             "log_tail_bytes": settings.log_tail_bytes,
             "events": settings.state.events,
+            # For a unit's limits, where the engine has units:
+            "cpus": spec.cpus,
+            "memory_bytes": spec.memory_bytes,
+            "gpus": list(job.allotted),
         },
     )
 

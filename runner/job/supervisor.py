@@ -19,6 +19,7 @@ import time
 from runner import files
 from runner.files import failpoint
 from runner.job import processes
+from runner.job.account import Account
 from runner.job.log import Log, open_log
 from runner.paths import AttemptDir
 
@@ -34,8 +35,8 @@ SCARCE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # the box's l
 LOCK_PATIENCE = 1.0
 
 
-def supervise(directory: AttemptDir) -> int:
-    """Run the attempt described by `directory`; the exit code is this process's own."""
+def supervise(directory: AttemptDir, account: Account | None = None) -> int:
+    """Run the attempt described by `directory`, as `account` if that is not us; the exit code is this process's own."""
     held = _own(directory)
     failpoint("s.locked")
     if held is None or _spent(directory):
@@ -44,7 +45,7 @@ def supervise(directory: AttemptDir) -> int:
     if spec is None:
         return FENCED
     failpoint("s.checked")
-    return Supervisor(directory, spec).run()
+    return Supervisor(directory, spec, account).run()
 
 
 def _own(directory: AttemptDir) -> int | None:
@@ -88,9 +89,10 @@ def stage() -> Kit:
 
 
 class Supervisor:
-    def __init__(self, directory: AttemptDir, spec: dict[str, object]) -> None:
+    def __init__(self, directory: AttemptDir, spec: dict[str, object], account: Account | None = None) -> None:
         self.directory = directory
         self.spec = spec
+        self.account = account
         self.launch_id = str(spec["launch_id"])
         self.grace = float(str(spec["grace"]))
         self.kill_seconds = float(str(spec.get("kill_seconds", KILL_SECONDS)))
@@ -157,12 +159,16 @@ class Supervisor:
 
     def prepare(self) -> tuple[str, str]:
         """(the program's path, the `started` record under its temporary name): before the fork, because the child
-        pays for its first touch of each page."""
+        pays for its first touch of each page. Where the job is another user, what he sees as the program is looked up
+        by him: then it is the program's name."""
         self.argv = [str(word) for word in self.spec["argv"]]  # type: ignore[attr-defined]
         self.env = {str(key): str(value) for key, value in self.spec["env"].items()}  # type: ignore[attr-defined]
-        program = _find(self.argv[0], self.env.get("PATH", os.defpath), str(self.spec["directory"]))
+        program = self.argv[0] if self.account is not None else self.find()
         record = {"launch_id": self.launch_id, "boot_id": self.kit.boot_id, "started_at": time.time()}
         return program, files.write_ahead(self.directory, "started", record | {"supervisor": os.getpid()})
+
+    def find(self) -> str:
+        return _find(self.argv[0], self.env.get("PATH", os.defpath), str(self.spec["directory"]))
 
     def become_job(self, parent: int, writer: int, program: str, started: str) -> None:
         """In the child: it shares the attempt's lock until exec, so nobody can abandon an attempt that will run."""
@@ -173,9 +179,12 @@ class Supervisor:
                 os._exit(1)
             failpoint("c.forked")
             self.connect_output()
-            os.chdir(str(self.spec["directory"]))
+            if self.account is None:
+                os.chdir(str(self.spec["directory"]))
             files.publish(self.directory, "started", started)
             failpoint("c.started")
+            if self.account is not None:
+                program = self.become_other(self.account, parent)
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             os.write(writer, b"exec")  # with EOF by close-on-exec: it happened; without: we died on the way
@@ -184,6 +193,15 @@ class Supervisor:
             os.write(writer, f"{_unable(error)}\0{_words(error)}".encode())
         finally:
             os._exit(127)
+
+    def become_other(self, account: Account, parent: int) -> str:
+        """From here on with the job's own rights, which decide what it may enter and execute. The program's path."""
+        account.become()
+        if os.getppid() != parent:
+            os._exit(1)
+        self.env |= account.variables
+        os.chdir(str(self.spec["directory"]))
+        return self.find()
 
     def connect_output(self) -> None:
         null = os.open(os.devnull, os.O_RDONLY)
@@ -388,6 +406,12 @@ def _signal(pid: int, number: int) -> None:
 
 
 def main() -> int:
-    """`supervisor.pyz DIR`: supervise one attempt, for engines that start a process per job."""
-    print(json.dumps({"pid": os.getpid()}), flush=True)  # noqa: T201
-    return supervise(AttemptDir(sys.argv[1]))
+    """`supervisor.pyz DIR [UID]`: supervise one attempt, for engines that start a process per job. UID: the job's user.
+
+    As the main process of a unit: when that is stopped, TERM goes to all of it, and the job's end is still recorded.
+    """
+    if len(sys.argv) == 2:
+        print(json.dumps({"pid": os.getpid()}), flush=True)  # noqa: T201
+        return supervise(AttemptDir(sys.argv[1]))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return supervise(AttemptDir(sys.argv[1]), Account(int(sys.argv[2])))

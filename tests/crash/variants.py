@@ -18,7 +18,7 @@ from crash.harness import Scenario
 from runner import files, words
 from runner.box import daemon as daemon_module
 from runner.box import launches
-from runner.box.engines import Stop, plain
+from runner.box.engines import Stop, disk
 from runner.box.engines.plain import Plain
 from runner.box.settle import Action, Verdict, settle
 from runner.box.store import Store
@@ -134,7 +134,7 @@ def tombstone_falsy() -> None:
         return True
 
     supervisor.files = Changed(files, get=lambda directory, name: files.get(directory, name) or None)  # type: ignore[assignment]
-    plain.files = Changed(files, put=put)  # type: ignore[assignment]
+    disk.files = Changed(files, put=put)  # type: ignore[assignment]
 
 
 def started_never_written() -> None:
@@ -188,7 +188,7 @@ def no_tombstone() -> None:
 
     forgotten: set[str] = set()
     original = Plain._evidence
-    plain.files = Changed(files, put=put)  # type: ignore[assignment]
+    disk.files = Changed(files, put=put)  # type: ignore[assignment]
     Plain._evidence = evidence  # type: ignore[method-assign]
 
 
@@ -196,9 +196,9 @@ def tombstone_without_lock() -> None:
     original = Plain._fence
 
     def fence(self: Plain, stop: Stop) -> None:
-        plain.files = Changed(files, lock=lambda path: os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # type: ignore[assignment]
+        disk.files = Changed(files, lock=lambda path: os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # type: ignore[assignment]
         original(self, stop)
-        plain.files = files
+        disk.files = files
 
     Plain._fence = fence  # type: ignore[method-assign]
 
@@ -215,7 +215,7 @@ def fence_ignores_started() -> None:
 
 
 def leftovers_not_buried() -> None:
-    plain._end_all = lambda launch_id: True
+    Plain._end_all = lambda self, stop: True  # type: ignore[method-assign]
 
 
 def exit_overwritten() -> None:
@@ -230,11 +230,11 @@ def exit_overwritten() -> None:
     original = Plain._fence
 
     def fence(self: Plain, stop: Stop) -> None:
-        read, plain._read_exit = plain._read_exit, lambda directory: None
+        read, disk._read_exit = disk._read_exit, lambda directory: None
         original(self, stop)
-        plain._read_exit = read
+        disk._read_exit = read
 
-    plain.files = Changed(files, put=put)  # type: ignore[assignment]
+    disk.files = Changed(files, put=put)  # type: ignore[assignment]
     Plain._fence = fence  # type: ignore[method-assign]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from runner.box.engines import Key, Launch, Stop
@@ -26,8 +26,8 @@ class Attempt:
 class Fake:
     """What was started stays for ever, as on disk; a daemon that comes back finds it."""
 
-    def __init__(self, capacity: Resources) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity: Resources, clock: Callable[[], float] = time.time) -> None:
+        self._capacity, self._clock = capacity, clock
         self.attempts: dict[Key, Attempt] = {}
 
     # --- the verbs ---
@@ -88,12 +88,12 @@ class Fake:
             if not attempt.dead:
                 reason = stop.reason if stop.reason in STOP_REASONS else STOP_REASONS[0]
                 started = attempt.began is not None
-                self._end(attempt, Exit(reason, None, 15, "", time.time(), started, attempt.began))
+                self._end(attempt, Exit(reason, None, 15, "", self._clock(), started, attempt.began))
         elif attempt.began is None:
             attempt.abandoned = True
         elif attempt.dead:
             reason = "reboot" if attempt.rebooted else "supervisor_died"
-            self._end(attempt, Exit(reason, None, None, "", time.time(), True, attempt.began))
+            self._end(attempt, Exit(reason, None, None, "", self._clock(), True, attempt.began))
 
     def _end(self, attempt: Attempt, end: Exit) -> None:
         if attempt.end is None:

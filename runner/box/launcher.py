@@ -1,0 +1,398 @@
+"""The launcher of a provisioned box: the one process of ours that runs as root, between the daemon and its jobs' user.
+
+The daemon (user gpubox) spawns nothing. It asks here, one packet a connection, one packet back:
+
+    start JOB ATTEMPT         run the attempt's supervisor in a unit of its own, gpubox-job-JOB-ATTEMPT.service
+    stop JOB ATTEMPT          kill what lives in that unit; "ok", and the process ids that are still there
+    make-tree JOB ATTEMPT     give the work tree that the daemon laid out to the jobs' user
+    read-outputs JOB ATTEMPT  "ok" with a socket to a reader (reader.py) of the job's outputs, who is the jobs' user
+    remove JOB ATTEMPT        delete what the daemon has hidden of the job: trees/.gone-JOB-*, jobs/JOB/.gone-*
+    build-env ENVIRONMENT     run the build described in builds/ENVIRONMENT as an attempt is run
+
+A daemon that was taken over can ask for nothing else. Who jobs run as, the interpreter, the supervisor and the writable
+folders come from a configuration that belongs to root (/etc/gpubox/launcher.toml). No path comes over the wire: numbers
+do, and each folder below the state is opened from the one above it, follows no link, and must have the right owner. Of
+what the daemon writes, only numbers and names of GPUs are read, and checked. The properties of a unit are `template`.
+What root does below the daemon's folders is: make an empty folder, and give away what is the daemon's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.job.account import Account
+from runner.paths import LAUNCHER_CONFIG, StateDir
+
+AT_ONCE = 32  # connections; the daemon needs a few
+PATIENCE = 30  # seconds for a request, the deletion of an output folder excepted
+KILL_WAIT = 0.2  # seconds that `stop` waits for what it killed
+SPEC_MAX = 8 << 20  # bytes of a spec: it holds the job's environment variables
+REQUEST_MAX = 128
+SLICE = "gpubox-jobs.slice"
+CGROUPS = f"/sys/fs/cgroup/gpubox.slice/{SLICE}"
+NVIDIA = "/proc/driver/nvidia/gpus"
+HIDDEN = ".gone-"
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}  # of the programs that are run here
+REQUEST = re.compile(
+    rb"(start|stop|make-tree|read-outputs|remove) ([1-9][0-9]{0,14}) ([1-9][0-9]{0,8})|(build-env) ([0-9a-f]{16})"
+)
+PATH = re.compile(r"(/[A-Za-z0-9_.+-]+)+")
+GPU = re.compile(r"GPU-[0-9a-f-]{8,40}")
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Refusal(Exception):
+    """What was asked for is not done; the words go to the daemon's log."""
+
+
+# --- the configuration: root's own -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    daemon: int  # the uid that may ask, and that owns the state
+    jobs: Account
+    state: StateDir
+    python: str  # of the supervisors
+    supervisor: str  # their frozen copy
+    writable: tuple[str, ...] = ()  # folders that jobs may write to, beside their own
+
+
+def load(path: str = LAUNCHER_CONFIG) -> Config:
+    """Refusal says what is wrong with it."""
+    try:
+        _roots_own(path)
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+        daemon, jobs = Account.named(values.pop("daemon")), Account.named(values.pop("jobs"))
+        state, python, supervisor = (values.pop(name) for name in ("state", "python", "supervisor"))
+        writable = [jobs.variables["HOME"], *values.pop("writable", [])]
+        if values or daemon.uid == jobs.uid:
+            raise ValueError(f"it also says {', '.join(values)}" if values else "daemon and jobs are the same user")
+        for place in (state, python, supervisor, *writable):
+            if not PATH.fullmatch(place) or "." in place.split("/") or ".." in place.split("/"):
+                raise ValueError(f"{place!r} is no absolute, plain path")
+        for place in (os.path.dirname(state), python, supervisor):
+            _roots_own(place)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise Refusal(f"{path}: {type(error).__name__}: {error}") from error
+    return Config(daemon.uid, jobs, StateDir(state), python, supervisor, tuple(writable))
+
+
+def _roots_own(path: str) -> None:
+    """What root alone can change, and can put into its place."""
+    real = Path(os.path.realpath(path))
+    for place in (real, *real.parents):
+        found = os.stat(place)
+        if found.st_uid != 0 or (stat.S_IMODE(found.st_mode) & 0o022 and not found.st_mode & stat.S_ISVTX):
+            raise ValueError(f"{place} can be changed by others than root")
+
+
+# --- folders of the state: opened one below the other, by owner. Each request has its own process, which closes them --
+
+
+def daemons(config: Config, *names: str) -> int:
+    """A folder below the state. It and those on the way belong to the daemon, and only he writes there."""
+    fd = _owned(os.open(config.state, FOLDER), config.daemon, 0o022)
+    for name in names:
+        fd = _owned(os.open(name, FOLDER, dir_fd=fd), config.daemon, 0o022)
+    return fd
+
+
+def jobs_own(config: Config, above: int, name: str) -> int:
+    """A folder of the jobs' user, made if it is not there."""
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=above)
+    fd = os.open(name, FOLDER, dir_fd=above)
+    found = os.fstat(fd)
+    if found.st_uid == 0 and stat.S_IMODE(found.st_mode) == 0o700 and not os.listdir(fd):  # as we made it
+        os.fchown(fd, config.jobs.uid, config.jobs.gid)
+    return _owned(fd, config.jobs.uid, 0)
+
+
+def _owned(fd: int, owner: int, never: int) -> int:
+    found = os.fstat(fd)
+    if found.st_uid != owner or stat.S_IMODE(found.st_mode) & never:
+        raise Refusal(f"{os.readlink(f'/proc/self/fd/{fd}')} does not belong to user {owner} alone")
+    return fd
+
+
+def read_spec(folder: int, daemon: int) -> dict[str, object]:
+    """The record `spec` in an open folder: a plain file of the daemon's."""
+    fd = os.open("spec", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    with open(fd, "rb") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != daemon or found.st_mode & 0o022:
+            raise Refusal("its spec is no file of the daemon alone")
+        spec = json.loads(file.read(SPEC_MAX))
+    if not isinstance(spec, dict):
+        raise Refusal("its spec is no record")
+    return spec
+
+
+def give_away(folder: int, config: Config) -> None:
+    """Everything below a folder of the daemon's, and then itself, to the jobs' user."""
+    for _, folders, names, fd in os.fwalk(".", dir_fd=folder):
+        for name in folders + names:
+            _give(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd), config)
+    _give(os.dup(folder), config)
+
+
+def _give(fd: int, config: Config) -> None:
+    """What is open is what is looked at and given, whatever its name means by now."""
+    try:
+        found = os.fstat(fd)
+        lone = found.st_nlink == 1 and (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode))
+        if found.st_uid not in (config.daemon, config.jobs.uid) or not (lone or stat.S_ISDIR(found.st_mode)):
+            raise Refusal("the tree holds what is not the daemon's to give")
+        os.chown(f"/proc/self/fd/{fd}", config.jobs.uid, config.jobs.gid)
+    finally:
+        os.close(fd)
+
+
+# --- units -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a unit is told of its job."""
+
+    memory_bytes: int = 0  # 0: not declared
+    cpus: int = 1
+    grace: int = 30
+    gpus: tuple[str, ...] = ()  # UUIDs
+
+    @classmethod
+    def of(cls, spec: dict[str, object]) -> Limits:
+        said = spec.get("gpus", [])
+        gpus = [one for one in said if isinstance(one, str) and GPU.fullmatch(one)] if isinstance(said, list) else []
+        if gpus != said or len(gpus) > 64:
+            raise Refusal("its spec names GPUs that are none")
+        grace = spec.get("grace", 30)
+        whole = int(grace) if isinstance(grace, float) and 0 <= grace < 1e9 else grace
+        memory = _number("memory_bytes", spec.get("memory_bytes", 0), 1 << 50)
+        cpus = _number("cpus", spec.get("cpus", 1), 4096)
+        return cls(memory, max(1, cpus), _number("grace", whole, 1 << 30), tuple(gpus))
+
+
+def _number(name: str, value: object, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise Refusal(f"its spec says {name} {str(value)[:40]!r}, which is no whole number from 0 to {most}")
+    return value
+
+
+def template(config: Config, title: str, limits: Limits, devices: Sequence[str], writable: Sequence[str]) -> list[str]:
+    """All that a unit of ours is told. The supervisor is the daemon's user with the three capabilities that it needs to
+    make its child the jobs' user and to end it; no program that is executed gains anything (NoNewPrivileges)."""
+    return [
+        f"Description={title}", f"Slice={SLICE}", "Type=exec", f"User={config.daemon}",
+        "AmbientCapabilities=CAP_SETUID CAP_SETGID CAP_KILL", "CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_KILL",
+        "NoNewPrivileges=yes", "UMask=0077", "StandardInput=null", "WorkingDirectory=/",
+        # What it may touch. Its network is open: training code downloads.
+        "ProtectSystem=strict", f"ReadWritePaths={' '.join(writable)}", "ProtectHome=read-only", "PrivateTmp=yes",
+        "TemporaryFileSystem=/dev/shm:mode=1777", "PrivateIPC=yes", "KeyringMode=private", "ProtectHostname=yes",
+        "ProtectKernelTunables=yes", "ProtectKernelModules=yes", "ProtectKernelLogs=yes", "ProtectControlGroups=yes",
+        "ProtectClock=yes", "RestrictNamespaces=yes", "RestrictRealtime=yes", "RestrictSUIDSGID=yes",
+        "LockPersonality=yes", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+        "SystemCallArchitectures=native", "SystemCallErrorNumber=EPERM",
+        "SystemCallFilter=~@clock @cpu-emulation @module @mount @obsolete @raw-io @reboot @swap",
+        "DevicePolicy=closed", *(f"DeviceAllow={device} rw" for device in devices),
+        # What it may use.
+        f"CPUWeight={min(10_000, 100 * limits.cpus)}", "TasksMax=16384", "LimitMEMLOCK=infinity", "LimitCORE=0",
+        *([f"MemoryMax={limits.memory_bytes}"] if limits.memory_bytes else []),
+        "OOMPolicy=continue",  # the supervisor says what happened
+        # How it ends. The supervisor stops its job by itself; a stop of the unit is a shutdown, or an administrator's.
+        "KillMode=control-group", "SendSIGKILL=yes", f"TimeoutStopSec={min(limits.grace, 300) + 15}", "Restart=no",
+    ]  # fmt: skip
+
+
+def devices(gpus: Sequence[str], folder: str = NVIDIA) -> list[str]:
+    """The device files of GPUs, by UUID: the numbers that others show for them are not those of the files."""
+    if not gpus:
+        return []
+    minors: dict[str, str] = {}
+    for bus in os.listdir(folder):
+        with open(f"{folder}/{bus}/information") as file:
+            said = dict(line.split(":", 1) for line in file if ":" in line)
+        minors[said.get("GPU UUID", "").strip()] = said.get("Device Minor", "").strip()
+    missing = [uuid for uuid in gpus if not minors.get(uuid, "").isdecimal()]
+    if missing:
+        raise Refusal(f"the driver knows no {missing[0]}")
+    shared = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
+    return [f"/dev/nvidia{int(minors[uuid])}" for uuid in gpus] + shared
+
+
+def command(config: Config, unit: str, properties: Sequence[str], directory: str) -> list[str]:
+    """Starts a unit whose main process is the supervisor of a folder."""
+    supervisor = [config.python, "-I", "-S", config.supervisor, directory, str(config.jobs.uid)]
+    chosen = [f"--property={line}" for line in properties]
+    return ["/usr/bin/systemd-run", "--quiet", "--collect", "--no-block", "--no-ask-password", f"--unit={unit}",
+            *chosen, "--", *supervisor]  # fmt: skip
+
+
+def _run(arguments: Sequence[str]) -> None:
+    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=ENVIRONMENT)
+    if done.returncode != 0:
+        raise Refusal(done.stderr.strip()[-400:] or f"systemd-run ended with code {done.returncode}")
+
+
+def unit_name(job: str, attempt: str) -> str:
+    return f"gpubox-job-{job}-{attempt}.service"
+
+
+# --- the verbs -------------------------------------------------------------------------------------------------------
+
+
+def start(config: Config, job: str, attempt: str) -> str:
+    limits = Limits.of(read_spec(daemons(config, "jobs", job, attempt), config.daemon))
+    for name in ("out", "checkpoint"):
+        jobs_own(config, daemons(config, "jobs", job), name)
+    writable = [config.state.jobs, config.state.trees, *config.writable]
+    properties = template(config, f"gpubox job {job}, attempt {attempt}", limits, devices(limits.gpus), writable)
+    _run(command(config, unit_name(job, attempt), properties, f"{config.state.jobs}/{job}/{attempt}"))
+    return ""
+
+
+def build_env(config: Config, name: str) -> str:
+    limits = Limits.of(read_spec(daemons(config, "builds", name), config.daemon))
+    jobs_own(config, daemons(config, "envs", name), "venv")
+    writable = [config.state.builds, config.state.envs, *config.writable]
+    properties = template(config, f"gpubox environment {name}", limits, [], writable)
+    _run(command(config, f"gpubox-env-{name}.service", properties, f"{config.state.builds}/{name}"))
+    return ""
+
+
+def stop(config: Config, job: str, attempt: str, cgroups: str = CGROUPS) -> str:
+    folder = f"{cgroups}/{unit_name(job, attempt)}"
+    deadline = time.monotonic() + KILL_WAIT
+    while True:
+        try:
+            with open(f"{folder}/cgroup.procs") as file:
+                living = file.read().split()
+            if not living or time.monotonic() > deadline:
+                return " ".join(living)
+            with open(f"{folder}/cgroup.kill", "w") as file:
+                file.write("1")
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):  # the unit is gone, or went while we read
+                return ""
+            raise
+        time.sleep(0.005)
+
+
+def make_tree(config: Config, job: str, attempt: str) -> str:
+    give_away(os.open(job, FOLDER, dir_fd=daemons(config, "trees")), config)
+    return ""
+
+
+def remove(config: Config, job: str, attempt: str) -> str:
+    """Emptied by their owner, who can do no harm elsewhere; only the empty folders go by the hand that could."""
+    for above, begin in ((daemons(config, "trees"), f"{HIDDEN}{job}-"), (daemons(config, "jobs", job), HIDDEN)):
+        for name in os.listdir(above):
+            found = os.stat(name, dir_fd=above, follow_symlinks=False)
+            if name.startswith(begin) and found.st_uid == config.jobs.uid:
+                _empty(config, jobs_own(config, above, name))
+                os.rmdir(name, dir_fd=above)
+    return ""
+
+
+def _empty(config: Config, fd: int) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            config.jobs.become()
+            os.fchdir(fd)
+            os.execve("/bin/sh", ["sh", "-c", "chmod -R u+rwx . ; exec find . -mindepth 1 -delete"], ENVIRONMENT)
+        finally:
+            os._exit(127)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise Refusal("it could not be emptied")
+
+
+def read_outputs(config: Config, job: str, attempt: str, link: socket.socket) -> None:
+    """Answers itself, with a descriptor. The reader has none of root's rights, so the daemon may name it paths."""
+    jobs_own(config, daemons(config, "jobs", job), "out")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    config.jobs.become()
+    socket.send_fds(link, [b"ok"], [theirs.fileno()])
+    os.dup2(ours.fileno(), 0)
+    program = [sys.executable, "-I", "-m", "runner.box.reader", config.state.job(int(job)).out]
+    os.execve(program[0], program, ENVIRONMENT)
+
+
+# --- the wire --------------------------------------------------------------------------------------------------------
+
+VERBS: dict[str, Callable[[Config, str, str], str]] = {
+    "start": start,
+    "stop": stop,
+    "make-tree": make_tree,
+    "remove": remove,
+}
+
+
+def answer(config: Config, link: socket.socket) -> None:
+    """One request, one reply: "ok", perhaps with more, or "no" and why."""
+    uid = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    try:
+        if uid not in (config.daemon, 0):
+            raise Refusal(f"user {uid} may not ask")
+        asked = REQUEST.fullmatch(link.recv(REQUEST_MAX))
+        if asked is None:
+            raise Refusal("this is no request")
+        verb, job, attempt, building, environment = (word.decode() if word else "" for word in asked.groups())
+        if verb in ("remove", "read-outputs"):
+            signal.alarm(0)  # these take as long as they take
+        if verb == "read-outputs":
+            read_outputs(config, job, attempt, link)  # becomes the reader
+        said = f"ok {build_env(config, environment) if building else VERBS[verb](config, job, attempt)}".strip()
+    except (Refusal, OSError, ValueError, RecursionError) as error:
+        said = f"no {error}" if isinstance(error, Refusal) else f"no {type(error).__name__}: {error}"
+    link.send(said.encode("ascii", "backslashreplace")[:1000])
+
+
+def serve(config: Config, listener: socket.socket) -> None:
+    """A process for each connection: none waits for another, and none leaves anything behind in this one."""
+    children = 0
+    while True:
+        while children and os.waitpid(-1, 0 if children >= AT_ONCE else os.WNOHANG)[0]:
+            children -= 1
+        link, _ = listener.accept()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                listener.close()
+                signal.alarm(PATIENCE)
+                answer(config, link)
+            except BaseException as error:
+                sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            finally:
+                os._exit(0)
+        children += 1
+        link.close()
+
+
+def main() -> None:
+    """Started by systemd on the first connection; the socket is descriptor 3."""
+    try:
+        serve(load(), socket.socket(fileno=3))
+    except Refusal as refusal:
+        sys.exit(f"gpubox launcher: {refusal}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""A job's outputs, read as the jobs' user where the daemon is another: by a process that the launcher makes for it.
+
+`python -m runner.box.reader FOLDER` answers packets on descriptor 0: `list` with a descriptor of the listing as JSON,
+`open PATH` with one of that file; trouble with words. It has no right that a job has not, and ends with its socket.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+
+from runner.box import outputs
+from runner.box.outputs import Listing, Output
+from runner.errors import NotFound, Problem
+
+PACKET = 16 << 10  # a path is at most 4 KiB, in words of JSON 6 times as long
+
+
+class Reader:
+    """The daemon's end. Blocking, for a worker's thread."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+
+    def listing(self) -> Listing:
+        with open(self._ask(b"list"), "rb") as file:
+            said = json.loads(file.read())
+        return Listing([Output(*each) for each in said["outputs"]], said["links"])
+
+    def open_file(self, path: str) -> tuple[int, os.stat_result]:
+        """A descriptor of an output file, and what it is."""
+        fd = self._ask(b"open " + os.fsencode(path))
+        return fd, os.fstat(fd)
+
+    def close(self) -> None:
+        self._link.close()
+
+    def _ask(self, request: bytes) -> int:
+        self._link.send(request)
+        said, fds, _, _ = socket.recv_fds(self._link, PACKET, 1)
+        if not fds:
+            raise NotFound(said.decode(errors="replace") or "nobody could read the outputs", "see `runner show ID`")
+        os.lseek(fds[0], 0, os.SEEK_SET)
+        return fds[0]
+
+
+def serve(link: socket.socket, root: str) -> None:
+    while request := link.recv(PACKET):
+        verb, _, path = request.partition(b" ")
+        try:
+            fd = _listed(root) if verb == b"list" else outputs.open_file(root, os.fsdecode(path))[0]
+        except Problem as problem:
+            link.send(problem.message.encode(errors="replace")[:PACKET])
+            continue
+        socket.send_fds(link, [b"ok"], [fd])
+        os.close(fd)
+
+
+def _listed(root: str) -> int:
+    """A file in memory, because a listing may be larger than any packet."""
+    found = outputs.listing(root)
+    fd = os.memfd_create("listing", os.MFD_CLOEXEC)
+    with open(os.dup(fd), "wb") as file:
+        file.write(json.dumps({"outputs": found.outputs, "links": found.links}).encode())
+    return fd
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=0), sys.argv[1])
