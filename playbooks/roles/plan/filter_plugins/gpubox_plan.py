@@ -1,0 +1,23 @@
+"""The decision as Ansible's filters. The decision itself is in ../gpubox_decision, which knows nothing of Ansible."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gpubox_decision import bill, names, offers, plan, simulation
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "gpubox_names": names,
+            "gpubox_offers": offers,
+            "gpubox_plan": plan,
+            "gpubox_simulation": simulation,
+            "gpubox_bill": bill,
+        }

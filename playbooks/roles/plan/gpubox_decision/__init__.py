@@ -1,0 +1,57 @@
+"""PURE: what a computer will be made into, decided once from what it is and what is wished. Nothing is run, and nothing
+read but three tables; later roles follow this and decide nothing of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpubox_decision.bill import bill, offers, simulation
+from gpubox_decision.cards import cards_of, need_of
+from gpubox_decision.choices import choices_of
+from gpubox_decision.driver import decide
+from gpubox_decision.packages import exact_module
+from gpubox_decision.stack import containers, cuda, notices, python, sizes, torch
+from gpubox_decision.tables import Facts, Wishes
+
+__all__ = ["DEFAULTS", "bill", "names", "offers", "plan", "simulation"]
+
+DEFAULTS: Wishes = {
+    "driver_source": "auto",  # auto, ubuntu-signed, ubuntu-dkms, debian, nvidia, mirror, none
+    "driver_flavour": "auto",  # auto, open, proprietary
+    "driver_branch": "auto",  # auto or a number
+    "driver_set": "auto",  # auto, compute, desktop
+    "driver_without_gpu": False,
+    "ignored_gpus": (),  # PCI addresses
+    "nvidia_repository_url": "",  # a mirror of NVIDIA's repository
+    "offline": False,
+    "cuda": (),  # toolkit versions
+    "containers": "podman",  # podman, docker, none
+}
+
+
+def plan(facts: Facts, wishes: Wishes | None = None) -> dict[str, Any]:
+    """-> cards, driver, cuda, torch, containers, python, sizes, notices, problems. A problem is {id, what, why, next}:
+    what was wished can't be had. Sizes are bytes, from a table; those of the driver's packages apt knows better."""
+    wanted = {**DEFAULTS, **(wishes or {})}
+    cards = cards_of(facts, wanted)
+    driver, problems = decide(facts, wanted, cards)
+    toolkits, toolkit_problems = cuda(wanted, cards, driver)
+    made = {
+        "cards": cards,
+        "driver": vars(driver),
+        "cuda": toolkits,
+        "torch": torch(cards, driver),
+        "containers": containers(facts, wanted, driver),
+        "python": python(facts),
+        "problems": problems + toolkit_problems,
+    }
+    return {**made, "sizes": sizes(made), "notices": notices(facts, wanted, made)}
+
+
+def names(facts: Facts, wishes: Wishes | None = None) -> list[str]:
+    """The packages that apt has to be asked about before plan() can decide; their answers go into apt.offers."""
+    wanted = {**DEFAULTS, **(wishes or {}), "driver_source": "auto", "driver_branch": "auto"}
+    unasked = {**facts, "apt": {**facts["apt"], "lists": False, "offers": {}}}
+    need = need_of([card for card in cards_of(facts, wanted) if card["used"]], wanted)
+    asked = {name for choice in choices_of(unasked, wanted, need) for name in choice.packages}
+    return sorted({*asked, *(exact_module(name, facts) for name in asked if name.startswith("linux-modules-nvidia"))})

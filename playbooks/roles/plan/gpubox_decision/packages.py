@@ -1,0 +1,151 @@
+"""PURE: names of packages: what a choice consists of, and what is installed already."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from gpubox_decision.tables import SYSTEMS, Facts, Wishes
+
+DRIVER_PACKAGE = re.compile(
+    r"(lib)?nvidia-(?!container)|linux-(modules|objects|signatures)-nvidia|cuda-drivers|xserver-xorg-video-nvidia|libcuda1"
+)
+CHOSEN_PACKAGE = re.compile(  # those that a person or a role names; libraries follow them by themselves
+    r"nvidia-(driver|headless|dkms|kernel|open|utils|compute-utils|smi)|linux-modules-nvidia|cuda-drivers"
+)
+
+
+def system_key(facts: Facts) -> str:
+    return f"{facts['system']['id']}-{facts['system']['version']}"
+
+
+def packages_of(facts: Facts, wanted: Wishes, source: str, branch: int, flavour: str) -> tuple[str, ...]:
+    key = source
+    if source in ("nvidia", "mirror"):
+        key = "nvidia-debian" if facts["system"]["id"] == "debian" else "nvidia-ubuntu"
+        if key == "nvidia-ubuntu" and branch < 590:
+            key = "nvidia-ubuntu-before-590"
+    words = {
+        "{branch}": str(branch),
+        "{-open}": "-open" if flavour == "open" else "",
+        "{kernel}": kernel_flavour(facts) or "generic",
+        "{headers}": headers(facts) or "",
+        "{metapackage}": "nvidia-open" if flavour == "open" else "cuda-drivers",
+    }
+    made = []
+    for name in SYSTEMS["packages"][key][set_of(facts, wanted)]:
+        for word, value in words.items():
+            name = name.replace(word, value)
+        made.append(name)
+    return tuple(filter(None, made))
+
+
+def kernel_flavour(facts: Facts) -> str | None:
+    """Ubuntu: generic, generic-hwe-24.04, lowlatency, aws, ...: the end of the name of the kernel's metapackage."""
+    release, version = facts["kernel"]["next"], facts["system"]["version"]
+    found = re.fullmatch(r"(\d+\.\d+)\.\d+-\d+-([a-z][a-z0-9-]*)", release)
+    if facts["system"]["id"] != "ubuntu" or not found or found[2] in ("raspi", "kvm", "raspi-nolpae"):
+        return None
+    kind = found[2].removesuffix("-64k") if found[2].startswith("generic") else found[2]
+    metas = [
+        name
+        for name in facts["installs"]["packages"]
+        if re.match(rf"linux-(image-)?{re.escape(kind)}(-hwe|-\d|$)", name)
+    ]
+    base = SYSTEMS["systems"].get(system_key(facts), {}).get("base_kernel")
+    hwe = next((re.sub(r"^linux-(image-)?", "", name) for name in sorted(metas) if "-hwe-" in name), None)
+    if kind in ("generic", "lowlatency") and base and numbers(found[1]) > numbers(base):
+        return hwe or f"{kind}-hwe-{version}"
+    return f"{kind}-{version}" if kind == "oem" else kind
+
+
+def headers(facts: Facts) -> str | None:
+    """The metapackage whose headers come along with each new kernel; None for a kernel that is not the system's."""
+    release = facts["kernel"]["next"]
+    if facts["system"]["id"] == "ubuntu":
+        flavour = kernel_flavour(facts) or next(iter(re.findall(r"-(raspi|kvm)$", release)), None)
+        return f"linux-headers-{flavour}" if flavour else None
+    found = re.search(r"(?:-|^)((?:cloud-|rt-)?)(amd64|arm64)$", release)
+    if found:
+        return f"linux-headers-{found[1]}{found[2]}"
+    if facts["system"]["machine"]["kind"] == "container":  # its kernel is the host's, and not the one to build for
+        return "linux-headers-arm64" if facts["system"]["architecture"] == "aarch64" else "linux-headers-amd64"
+    return None
+
+
+def offered(facts: Facts, name: str) -> str | None:
+    version = facts["apt"]["offers"].get(name)
+    return str(version) if version else None
+
+
+def version_of(facts: Facts, source: str, packages: Sequence[str]) -> str | None:
+    named = [name for name in packages if CHOSEN_PACKAGE.match(name) and "pinning" not in name]
+    found = next((version for name in named if (version := offered(facts, name))), None)
+    if source == "debian":
+        return (
+            found
+            or offered(facts, "nvidia-kernel-dkms")
+            or SYSTEMS["systems"].get(system_key(facts), {}).get("archive")
+        )
+    configured = source.startswith("ubuntu") or any(one["kind"] == "nvidia" for one in facts["apt"]["sources"])
+    return found if configured else None
+
+
+def exact_module(name: str, facts: Facts) -> str:
+    """linux-modules-nvidia-580-server-open-generic -> the one of the kernel that starts next."""
+    kernel = kernel_flavour(facts)
+    return f"{name.removesuffix(kernel)}{facts['kernel']['next']}" if kernel else name
+
+
+def set_of(facts: Facts, wanted: Wishes) -> str:
+    """A desktop on the NVIDIA card needs its drawing libraries, too."""
+    if wanted["driver_set"] != "auto":
+        return str(wanted["driver_set"])
+    shows = any(gpu["boot_vga"] for gpu in facts["gpus"]) or not facts["other_gpus"]
+    return "desktop" if facts["system"]["desktop"] and facts["gpus"] and shows else "compute"
+
+
+# --- what is installed already ---------------------------------------------------------------------------------------
+
+
+def driver_packages(facts: Facts) -> list[str]:
+    return [name for name in facts["installs"]["packages"] if DRIVER_PACKAGE.match(name)]
+
+
+def half_done(facts: Facts) -> list[str]:
+    return [name for name in facts["installs"]["broken"] if DRIVER_PACKAGE.match(name)]
+
+
+def branch_of(version: str) -> int:
+    return numbers(version)[0]
+
+
+def installed_version(facts: Facts) -> str | None:
+    """Of the userland: what has to agree with the loaded module."""
+    for name in sorted(driver_packages(facts)):
+        if re.match(r"libnvidia-compute|libcuda1$|nvidia-utils|nvidia-driver-cuda$|libnvidia-ml1$", name):
+            found = re.search(r"\d{3}\.\d+(?:\.\d+)?", facts["installs"]["packages"][name])
+            if found:
+                return found.group()
+    return None
+
+
+def installed_source(facts: Facts) -> str | None:
+    installed = facts["installs"]["packages"]
+    found = " ".join(driver_packages(facts))
+    if "linux-modules-nvidia-" in found:
+        return "ubuntu-signed"
+    if re.search(r"nvidia-driver-pinning|nvidia-driver-cuda|nvidia-kernel-open-dkms|nvidia-dkms(-open)?( |$)", found):
+        return (
+            "mirror"
+            if any(one["kind"] == "other" and "nvidia" in one["url"] for one in facts["apt"]["sources"])
+            else "nvidia"
+        )
+    if re.search(r"nvidia-(open-)?kernel-dkms", found) and facts["system"]["id"] == "debian":
+        return "debian"
+    return "ubuntu-dkms" if any("ubuntu" in installed[name] for name in driver_packages(facts)) else None
+
+
+def numbers(version: str) -> list[int]:
+    """Upstream's part: 550.163.01-2 -> 550, 163, 1; 6.12.107+deb13-amd64 -> 6, 12, 107."""
+    return [int(part) for part in re.findall(r"\d+", re.split(r"[-+~]", version.partition(":")[2] or version)[0])]
