@@ -28,8 +28,8 @@ check: .venv/dev.stamp  ## ruff and mypy --strict
 bench: .venv/box.stamp  ## the figures of the project, measured here
 	$(bin)/python -m bench
 
-soak: .venv/dev.stamp  ## the tests that take long, with their figures: kills, power cuts, floods, trainings
-	$(bin)/python -m pytest -m 'slow or crash or root'
+soak: .venv/dev.stamp  ## the tests that take long, with their figures: kills, power cuts, floods, trainings, whole hosts
+	$(bin)/python -m pytest -m 'slow or crash or root or box'
 
 lock: .venv/box.stamp  ## take the newest versions and write their hashes to requirements/
 	$(call compile,box)

@@ -17,9 +17,11 @@ import hypothesis
 import pytest
 import tools
 
+pytest_plugins = ("hosts",)  # the fixtures of the test bed
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 IN_CI = bool(os.environ.get("CI"))
-DEADLINE_SECONDS = {"slow": 3600.0, "crash": 900.0, "root": 900.0, "browser": 120.0, "coverage": 600.0}  # of one test
+# Of one test, by its marker.
+DEADLINE_SECONDS = {"slow": 3600.0, "crash": 900.0, "root": 900.0, "box": 900.0, "browser": 120.0, "coverage": 600.0}
 OTHER_DEADLINE_SECONDS = float(os.environ.get("TEST_DEADLINE_SECONDS", "120"))
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=IN_CI, print_blob=True)
