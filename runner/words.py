@@ -28,7 +28,7 @@ REASONS = {
     "environment_failed": "its environment could not be built",
     "code_failed": "its code could not be laid out on the box",
     "dependency_failed": "a job that it waits for did not succeed",
-    "gpu_lost": "its GPU fell off the bus",
+    "gpu_lost": "a GPU that it had was lost",
     "reboot": "the box went down while it ran",
     "supervisor_died": "its supervisor was killed, so the job was ended too",
     "record_missing": "its records were removed while it ran",

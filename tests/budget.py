@@ -11,26 +11,40 @@ CI_SECONDS = 3600.0
 
 # Marker -> (seconds in CI, why it is left out of a plain `make test`).
 MARKED = {
-    "crash": (600.0, "takes minutes"),
-    "root": (900.0, "needs root"),
+    "crash": (900.0, "takes minutes"),
+    "root": (300.0, "needs root"),
+    "box": (900.0, "needs root and a test bed"),
     "browser": (300.0, "needs a browser"),
     "coverage": (180.0, "takes minutes"),
+    "lint": (20.0, "takes a while"),
 }
 # Marker -> why not even CI runs it.
 NOWHERE = {
     "slow": "runs in `make soak`",
-    "box": "needs a host booted by the test bed",
 }
 # File (without `test_` and `.py`) -> seconds, where it is not OTHER_SECONDS.
 FILES = {
+    "api": 15.0,
+    "budget": 10.0,
     "cli": 40.0,
+    "collector": 30.0,
+    "crash_pairs": 10.0,
+    "daemon": 10.0,
+    "demo": 30.0,
+    "engines": 15.0,
+    "envs": 15.0,
     "examples": 60.0,
+    "gpus": 20.0,
     "main_job": 60.0,
+    "plan": 30.0,
     "queue_machine": 30.0,
+    "retention": 10.0,
+    "schedule": 15.0,
     "serve": 40.0,
+    "simulation": 20.0,
     "supervisor": 60.0,
 }
-OTHER_SECONDS = 15.0
+OTHER_SECONDS = 6.0
 
 
 def suite(file: str, markers: set[str]) -> str:

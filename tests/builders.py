@@ -18,13 +18,14 @@ from runner import words
 from runner.box.daemon import Daemon
 from runner.box.engines import Engine, Key, Launch, Stop
 from runner.box.engines.plain import Plain
+from runner.box.gpus.frames import Frame, Reading
 from runner.box.gpus.placement import Card
 from runner.box.prepare import Preparation
 from runner.box.settings import Settings
 from runner.box.store import Request, Store
 from runner.box.wishes import Wishes
 from runner.job import parent
-from runner.model import Evidence, Exit, Job, JobSpec, Principal, Resources, Submission
+from runner.model import Evidence, Exit, Job, JobSpec, Principal, Process, Resources, Submission
 from runner.paths import AttemptDir, StateDir
 
 GIB = 1 << 30
@@ -40,6 +41,20 @@ def a_job(id: int = 1, state: str = words.QUEUED, **values: Any) -> Job:
 
 def a_card(index: int = 0, name: str = "NVIDIA GeForce RTX 3090", gib: float = 24, **values: Any) -> Card:
     return Card(f"GPU-{index:04d}", f"GPU {index}", name, int(gib * GIB), **values)
+
+
+def a_reading(uuid: str = "GPU-0000", used: float | None = 0, **values: Any) -> Reading:
+    """One GPU in a frame. used: GiB; None: it was not read. Its index is the end of its UUID."""
+    index = values.pop("index", int(uuid[-4:]))
+    sample = {} if used is None else {"memory_used_bytes": int(used * GIB)}
+    given = {"bus_id": f"00000000:{index:02x}:00.0", "name": "NVIDIA GeForce RTX 3090", "memory_bytes": 24 * GIB}
+    return Reading(uuid, index, **{**given, "sample": sample, **values})
+
+
+def a_process(pid: int, gib: float | None = 1, **values: Any) -> Process:
+    """A process that holds so much of a GPU; None: the driver does not say."""
+    given = {"started": pid, "user": "alice", "command": "python train.py", **values}
+    return Process(pid, memory_bytes=None if gib is None else int(gib * GIB), **given)
 
 
 def a_spec(*command: str, **values: Any) -> JobSpec:
@@ -226,6 +241,16 @@ class Hall:
                 done(error)
             else:
                 done(None)
+
+    def sees(self, *readings: Reading, after: float = 1.0, **values: Any) -> None:
+        """The collector's next frame, so much later."""
+        self.now += after
+        self.daemon.gpus.words = lambda now: None
+        self.daemon.gpus.heard(Frame(self.now, "570", cards=list(readings), **values), self.now)
+
+    def why(self, job: Job) -> str | None:
+        """Why it waits, by this hall's clock; None: it starts."""
+        return self.daemon.schedule(self.now, explain=True).waits.get(job.id)
 
     def until_idle(self, timeout: float = 20.0) -> None:
         """Turn until no job is unfinished."""

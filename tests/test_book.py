@@ -91,3 +91,18 @@ def test_whatever_happens_the_queue_is_sorted_and_complete(steps: list[tuple[str
         assert book.queued == sorted((j for j in jobs.values() if j.state == words.QUEUED), key=order)
         assert book.active == {j.id: j for j in jobs.values() if j.state in words.ACTIVE}
         assert book.jobs.keys() == {j.id for j in jobs.values() if not j.finished}
+
+
+def test_a_job_has_its_gpus_as_long_as_its_attempt() -> None:
+    job = a_job(1)
+    book = a_book(job)
+    book.start(job, ("GPU-0", "GPU-1"))
+    assert job.allotted == ["GPU-0", "GPU-1"]
+    book.requeue(job)
+    assert job.allotted == []
+    book.start(job)
+    assert job.allotted == []
+    book.requeue(job)
+    book.start(job, ["GPU-1"])
+    book.end(job, words.SUCCEEDED)
+    assert job.allotted == ["GPU-1"], "what it had stays known"

@@ -47,8 +47,9 @@ def test_hangs():
 
 def run(place: Path, tests: str, **variables: str) -> tuple[int, list[str]]:
     """pytest over some tests, with our conftest.py, as a process of its own: its exit code and its lines."""
-    for name in ("conftest.py", "budget.py", "tools.py"):
+    for name in ("conftest.py", "budget.py", "tools.py", "hosts.py"):
         shutil.copy(HERE / name, place)
+    shutil.copytree(HERE / "bed", place / "bed")
     shutil.copy(HERE.parent / "pyproject.toml", place)
     (place / "test_some.py").write_text(tests)
     env = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_CURRENT_TEST")}

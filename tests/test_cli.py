@@ -1022,7 +1022,13 @@ def a_few() -> list[dict[str, object]]:
     return [
         gpu(0, state="shared", sample=FULL, jobs=[42, 43], processes=[OURS], why="jobs 42, 43, 8 of 24 GiB declared"),
         gpu(1, "NVIDIA GeForce RTX 4080 SUPER", state="foreign", sample=FULL, why=held),
-        gpu(2, state="draining", sample=sample(memory_used_bytes=0, utilization=0.0), why="GPU 2 is draining; do"),
+        gpu(
+            2,
+            state="draining",
+            sample=sample(memory_used_bytes=0, utilization=0.0),
+            why="GPU 2 is draining; do",
+            jobs=[44],
+        ),
         gpu(3, state="stuck", jobs=[45], why="GPU 3 is stuck: job 40 can't be ended"),
         gpu(None, "NVIDIA H200", state="lost", memory_bytes=None, why="GPU-None (H200) missing since 12:30"),
     ]
@@ -1036,7 +1042,7 @@ def test_gpus_are_a_table(box, run):
         "GPU  MODEL           STATE     MEMORY          USE   TEMP   POWER",
         "0    RTX 3090        shared    11.2 of 24 GiB  98 %  71 °C  318 W  jobs 42, 43, 8 of 24 GiB declared",
         "1    RTX 4080 SUPER  foreign   11.2 of 24 GiB  98 %  71 °C  318 W  held by alice, python evil\\x1b[2J.py",
-        "2    RTX 3090        draining  0 of 24 GiB     0 %   -      -      do",
+        "2    RTX 3090        draining  0 of 24 GiB     0 %   -      -      job 44; do",
         "3    RTX 3090        stuck     - of 24 GiB     -     -      -      job 45; job 40 can't be ended",
         "-    H200            lost      -               -     -      -      missing since 12:30",
     ]

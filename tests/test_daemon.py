@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import ADMIN, Hall, Scripted, a_hall, plain_engine
+from builders import ADMIN, GIB, Hall, Scripted, a_hall, a_process, a_reading, plain_engine
 from tools import wait_until
 
 from runner import files, words
+from runner.box.gpus.cards import LOST_FRAMES, MISSED_FRAMES
+from runner.box.gpus.frames import LOST, Probe
 from runner.box.settle import START_GRACE
-from runner.box.store import Move
+from runner.box.store import Move, Stuck
 from runner.errors import Busy, DiskFull, NotFound, Problem, StateDamaged
+from runner.job import processes
 from runner.model import After, Evidence, Job, Resources
 from runner.paths import StateDir
 
@@ -571,3 +574,268 @@ def test_a_move_names_the_attempt_that_it_is_about(hall: Hall) -> None:
     hall.turn()
     assert hall.store.apply([], [Move(job.id, 1, words.FAILED, words.FAILED)], 5.0) == set()
     assert hall.states(job) == [words.STARTING]
+
+
+# --- GPUs ---
+
+A, B = "GPU-0000", "GPU-0001"
+
+
+def gpu_job(hall: Hall, **values: Any) -> Job:
+    return job_of(hall, **{"gpus": 1, **values})
+
+
+def runs(hall: Hall, *jobs: Job) -> None:
+    hall.turn()
+    hall.engine.runs(*jobs)
+    hall.turn()
+
+
+def env_of(hall: Hall) -> list[str]:
+    return [launch.spec["env"]["CUDA_VISIBLE_DEVICES"] for launch in hall.engine.launched]
+
+
+def test_a_job_gets_its_gpu_and_nobody_else_does(hall: Hall) -> None:
+    hall.sees(a_reading(A), a_reading(B))
+    jobs = [gpu_job(hall, gpu_ids="index") for _ in range(3)]
+    cpu = job_of(hall)
+    hall.turn()
+    assert hall.states(*jobs, cpu) == [words.STARTING, words.STARTING, words.QUEUED, words.STARTING]
+    assert env_of(hall) == ["0", "1", ""], "a job without a GPU sees none"
+    assert [hall.read(job).allotted for job in jobs] == [[A], [B], []]
+    assert [attempt.allotted for attempt in hall.store.attempts(jobs[0].id)] == [[A]]
+    assert hall.wishes.why(jobs[2]) == "needs 1 GPU, 0 of 2 free: GPU 0 has job 1; GPU 1 has job 2"
+    hall.agrees()
+
+
+def test_the_next_job_starts_when_the_memory_of_the_last_is_free(hall: Hall) -> None:
+    hall.sees(a_reading(A))
+    first, second = gpu_job(hall), gpu_job(hall)
+    runs(hall, first)
+    ours = a_process(50, 20, launch=f"{hall.store.box_id}-{first.id}-1")
+    hall.sees(a_reading(A, 20, processes=[ours]))
+    hall.engine.ends(first)
+    hall.turn()
+    assert hall.states(first, second) == [words.SUCCEEDED, words.QUEUED]
+    assert hall.why(second) == "GPU 0 is being freed after job 1, 20 GiB are still in use"
+    assert hall.daemon.wakes_at <= hall.now + 0.25
+    hall.sees(a_reading(A, 20, processes=[]))
+    hall.turn()
+    assert hall.states(second) == [words.QUEUED]
+    hall.sees(a_reading(A, 0))
+    hall.turn()
+    assert hall.states(second) == [words.STARTING]
+    assert (hall.read(first).gpu_peak_bytes, hall.read(first).allotted) == (20 * GIB, [A])
+    assert hall.store.attempts(first.id)[0].gpu_peak_bytes == 20 * GIB
+    hall.agrees()
+
+
+def test_an_end_that_could_not_be_committed_is_told_again_as_it_was(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hall.sees(a_reading(A, 0.8))
+    first, second = gpu_job(hall), gpu_job(hall)
+    runs(hall, first)
+    hall.sees(a_reading(A, 20, processes=[a_process(50, 19, launch=f"{hall.store.box_id}-{first.id}-1")]))
+    hall.engine.ends(first, stuck=((os.getpid(), processes.started(os.getpid()) or 0),))
+
+    def refuse(*_: object) -> set[int]:
+        raise DiskFull("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hall.store, "apply", refuse)
+        os.unlink(hall.daemon.settings.state.ballast)
+        with pytest.raises(DiskFull):
+            hall.turn()
+    gpus = hall.daemon.gpus
+    assert gpus.cards.freeing == {}, "it is still the first one's"
+    assert gpus.view(hall.now)[0].state == words.BUSY
+    assert hall.store.gpus()[0].stuck is None
+    hall.agrees()
+    hall.turn()
+    assert hall.store.attempts(first.id)[0].gpu_peak_bytes == 19 * GIB
+    assert gpus.cards.freeing[A].before_bytes == int(0.8 * GIB)
+    assert (hall.states(second), gpus.view(hall.now)[0].state) == ([words.QUEUED], words.STUCK)
+    known = hall.store.gpus()[0].stuck
+    assert known is not None
+    assert (known.job, known.attempt, known.processes[0][0]) == (first.id, 1, os.getpid())
+
+
+def test_a_process_that_would_not_die_keeps_its_gpu_and_no_other(tmp_path: Path) -> None:
+    me = (os.getpid(), processes.started(os.getpid()) or 0)
+    with a_hall(tmp_path / "state") as hall:
+        hall.sees(a_reading(A))
+        job = gpu_job(hall)
+        runs(hall, job)
+        hall.engine.ends(job, reason="cancelled", stuck=(me,))
+        hall.turn()
+    with a_hall(tmp_path / "state") as hall:
+        hall.sees(a_reading(A), a_reading(B))
+        first, second = gpu_job(hall), gpu_job(hall)
+        hall.turn()
+        assert hall.states(first, second) == [words.STARTING, words.QUEUED]
+        assert hall.read(first).allotted == [B]
+        assert f"GPU 0 is stuck: a process of job 1 can't be ended (pid {me[0]})" in hall.wishes.why(second)
+        hall.daemon.gpus.cards.known[A].stuck = Stuck(1, 1, ((1 << 30, 5),), 0.0)
+        hall.turn()
+        hall.turn()
+        assert hall.states(second) == [words.STARTING]
+
+
+def test_only_the_jobs_of_a_lost_gpu_are_ended_and_once(hall: Hall) -> None:
+    hall.sees(a_reading(A), a_reading(B))
+    lost, well = gpu_job(hall, retries=1), gpu_job(hall)
+    runs(hall, lost, well)
+    for _ in range(LOST_FRAMES - 1):
+        hall.sees(a_reading(A, None, state=LOST), a_reading(B))
+        hall.turn()
+    assert hall.engine.stopped == [], "it may be back at once"
+    for _ in range(2):
+        hall.sees(a_reading(A, None, state=LOST), a_reading(B))
+        hall.turn()
+    (stop,) = hall.engine.stopped
+    assert (stop.key, stop.reason) == ((lost.id, 1), "gpu_lost")
+    hall.engine.ends(lost, reason="gpu_lost")
+    hall.turn(0.1)
+    (attempt,) = hall.store.attempts(lost.id)
+    assert (attempt.state, attempt.reason) == (words.FAILED, "gpu_lost")
+    assert attempt.detail.startswith("GPU 0 fell off the bus at ")
+    hall.engine.ends(well)
+    hall.turn(2)
+    hall.sees(a_reading(A, None, state=LOST), a_reading(B))
+    hall.turn()
+    assert (hall.read(lost).state, hall.read(lost).allotted) == (words.STARTING, [B])
+    assert hall.daemon._losing == set()
+    hall.agrees()
+
+
+def test_a_job_that_fails_by_itself_on_a_lost_gpu_says_so(hall: Hall) -> None:
+    hall.sees(a_reading(A), a_reading(B))
+    jobs = [gpu_job(hall), gpu_job(hall)]
+    runs(hall, *jobs)
+    hall.sees(a_reading(A, None, state=LOST), a_reading(B, None, state=LOST))
+    hall.engine.ends(jobs[0], reason="exit_code")
+    hall.engine.ends(jobs[1])
+    hall.turn()
+    assert [(hall.read(job).state, hall.read(job).reason) for job in jobs] == [
+        (words.FAILED, "gpu_lost"),
+        (words.SUCCEEDED, None),
+    ]
+    assert hall.engine.stopped == []
+
+
+def test_a_new_daemon_ends_the_jobs_of_a_gpu_that_is_not_there_any_more(tmp_path: Path) -> None:
+    engine = Scripted()
+    with a_hall(tmp_path / "state", engine) as hall:
+        hall.sees(a_reading(A), a_reading(B))
+        jobs = [gpu_job(hall), gpu_job(hall)]
+        runs(hall, *jobs)
+    with a_hall(tmp_path / "state", engine) as hall:
+        hall.turn()
+        for _ in range(MISSED_FRAMES - 1 + LOST_FRAMES):
+            assert engine.stopped == []
+            hall.sees(a_reading(B))
+            hall.turn()
+        assert [(stop.key, stop.reason) for stop in engine.stopped] == [((jobs[0].id, 1), "gpu_lost")]
+
+
+def out_of_memory(hall: Hall, job: Job, line: str = "CUDA out of memory. Tried to allocate 2.00 GiB") -> None:
+    """It ends with that as the last line of its log."""
+    log = Path(hall.daemon.attempt_dir(hall.daemon.book.jobs[job.id]).log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(f"torch.OutOfMemoryError: {line}\n")
+    hall.engine.ends(hall.daemon.book.jobs[job.id], reason="exit_code")
+    hall.turn()
+
+
+def test_out_of_memory_is_tried_again_alone_on_a_larger_gpu_and_no_further(hall: Hall) -> None:
+    large = a_reading(B, memory_bytes=48 * GIB)
+    hall.sees(a_reading(A), large)
+    job = gpu_job(hall, gpu_memory_bytes=8 * GIB, retries=9, retry_on=["cuda_out_of_memory"])
+    had = []
+    for _ in range(2):
+        runs(hall, job)
+        had.append(hall.read(job).allotted)
+        out_of_memory(hall, job)
+        hall.sees(a_reading(A), large, after=5.0)
+    assert had[0] == [A]
+    ended = hall.read(job)
+    assert (ended.state, ended.reason, ended.attempt) == (words.FAILED, "cuda_out_of_memory", 2)
+    assert ended.detail.startswith("torch.OutOfMemoryError: CUDA out of memory.")
+    assert had[1] == [B], "alone, on the largest"
+    assert ended.gpu_floor_bytes == 8 * GIB
+
+
+@pytest.mark.parametrize(
+    ("sizes", "retry_on", "again"),
+    [
+        ((24, 24), ["cuda_out_of_memory"], False),
+        ((24, 48), ["cuda_out_of_memory"], True),
+        ((24, 48), ["signal"], False),
+        ((24, 48), [], True),
+    ],
+    ids=["no larger one", "a larger one", "not asked for", "for any reason"],
+)
+def test_out_of_memory_is_not_tried_where_it_would_happen_again(
+    hall: Hall, sizes: tuple[int, int], retry_on: list[str], again: bool
+) -> None:
+    hall.sees(*(a_reading(f"GPU-{place:04d}", memory_bytes=size * GIB) for place, size in enumerate(sizes)))
+    job = gpu_job(hall, retries=5, retry_on=retry_on, gpu_type=A)
+    hall.daemon.book.jobs[job.id].gpu_type = ""  # placed on the first, free to go elsewhere
+    hall.daemon.gpus.drain(B, True)
+    runs(hall, job)
+    hall.daemon.gpus.drain(B, False)
+    out_of_memory(hall, job)
+    assert hall.read(job).state == (words.QUEUED if again else words.FAILED)
+    assert hall.store.attempts(job.id)[0].reason == "cuda_out_of_memory"
+
+
+def test_a_reason_that_only_the_log_tells_is_one_to_retry_on(hall: Hall) -> None:
+    job = job_of(hall, retries=1, retry_on=["disk_full"])
+    other = job_of(hall, retries=1, retry_on=["exit_code"])
+    runs(hall, job, other)
+    out_of_memory(hall, job, "OSError: [Errno 28] No space left on device")
+    out_of_memory(hall, other, "OSError: [Errno 28] No space left on device")
+    assert hall.states(job, other) == [words.QUEUED, words.FAILED]
+    assert hall.store.attempts(job.id)[0].reason == "disk_full"
+
+
+def test_a_gpu_is_looked_at_a_moment_before_a_job_starts_on_it(hall: Hall) -> None:
+    asked: list[str] = []
+    hall.sees(a_reading(A))
+    hall.daemon.gpus.probe = asked.append
+    job = gpu_job(hall)
+    hall.turn(0.9)
+    assert (asked, hall.states(job)) == ([A], [words.QUEUED])
+    assert hall.daemon.gpus.heard(Probe(hall.now, a_reading(A, 5, processes=[a_process(9, 5)])), hall.now)
+    hall.turn()
+    assert hall.wishes.why(job) == "GPU 0 held by alice, python train.py, 5 of 24 GiB"
+    hall.sees(a_reading(A, 0, processes=[]))
+    hall.turn()
+    assert hall.states(job) == [words.STARTING]
+
+
+def test_what_a_cpu_job_leaves_in_memory_goes_with_it(hall: Hall) -> None:
+    job = job_of(hall)
+    hall.turn()
+    hall.engine.said[job.id, 1] = Evidence(None, 5.0, True, supervisor=77)
+    hall.turn()
+    assert hall.daemon.gpus.ours.supervisors == {77: job.id}
+    hall.engine.ends(job)
+    hall.turn()
+    assert hall.daemon.gpus.ours.supervisors == {}
+
+
+def test_a_drained_gpu_keeps_its_job_and_gets_no_other(hall: Hall) -> None:
+    hall.sees(a_reading(A))
+    first, second = gpu_job(hall, gpu_memory_bytes=GIB), gpu_job(hall, gpu_memory_bytes=GIB)
+    hall.wishes.hold(ADMIN, [second.id])
+    runs(hall, first)
+    hall.wishes.drain_gpu(ADMIN, "0", True)
+    hall.wishes.release(ADMIN, [second.id])
+    hall.turn()
+    assert hall.states(first, second) == [words.RUNNING, words.QUEUED]
+    assert hall.wishes.why(second) == "GPU 0 is draining; `runner gpus undrain` opens it again"
+    hall.wishes.drain_gpu(ADMIN, "0", False)
+    hall.turn()
+    assert hall.states(second) == [words.STARTING]

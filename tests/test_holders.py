@@ -213,4 +213,5 @@ def test_signals_are_not_sent(sleeper: subprocess.Popen[bytes], monkeypatch: pyt
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(number))
     Holders().describe(sleeper.pid)
     Holders().describe(NOBODY)
+    monkeypatch.undo()
     assert set(sent) <= {0}

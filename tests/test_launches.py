@@ -106,3 +106,10 @@ def test_a_user_without_an_entry_is_a_number(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(launches, "_user", launches._user.__wrapped__)
     monkeypatch.delenv("HOME")
     assert env_of().items() >= {"USER": str(os.getuid()), "HOME": "/", "SHELL": "/bin/sh"}.items()
+
+
+def test_a_job_sees_its_own_gpus_and_no_other() -> None:
+    made = launch(a_job(7, attempt=1), a_spec(env={"CUDA_LAUNCH_BLOCKING": "1"}), SETTINGS, "box", "/env/bin", "GPU-a")
+    env: Any = made.spec["env"]
+    assert (env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) == ("GPU-a", "PCI_BUS_ID")
+    assert env_of()["CUDA_VISIBLE_DEVICES"] == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -385,6 +386,257 @@ def test_ten_thousand_waiting_jobs_are_decided_quickly() -> None:
     print(f"10,000 waiting jobs: decided in {brief_ms:.2f} ms, explained in {full_ms:.1f} ms")  # noqa: T201
     assert started(brief) == started(full) == [1]
     assert brief_ms < 250
+
+
+# --- GPUs: who goes first ---
+
+
+def on(id: int, *places: int, **values: Any) -> Job:
+    """A running job that has these GPUs."""
+    values = {"gpus": len(places), "allotted": [CARDS[place].uuid for place in places], **values}
+    return a_job(id, words.RUNNING, **{"started_at": NOW, **values})
+
+
+def test_small_jobs_do_not_starve_one_that_needs_all_gpus() -> None:
+    """One after another ends and a new small one comes each time; the large one starts when the first two are over."""
+    active = [on(1, 0), on(2, 1)]
+    large = a_job(3, gpus=2)
+    for ended in (0, 1):
+        decision = decide([large, *(a_job(id, gpus=1) for id in range(10, 20))], active[ended:])
+        assert started(decision) == []
+    assert decision.waits[10] == "waits behind job 3, which is first: starting now could delay it"
+    assert started(decide([large, a_job(10, gpus=1)], [])) == [3]
+
+
+def test_a_small_job_that_ends_in_time_passes_one_that_needs_all_gpus() -> None:
+    queue = [a_job(3, gpus=2), a_job(4, gpus=1, time_limit=60), a_job(5, gpus=1, time_limit=61), a_job(6, gpus=1)]
+    decision = decide(queue, [on(1, 0, time_limit=60)])
+    assert started(decision) == [4]
+    assert decision.waits[3] == "needs 2 GPUs, 1 of 2 free: GPU 0 has job 1; starts within 1 min 30 s at the latest"
+
+
+def test_jobs_on_other_gpus_pass_the_first_that_waits() -> None:
+    cards = [a_card(0), a_card(1, "NVIDIA GeForce RTX 4090")]
+    queue = [a_job(3, gpus=1, gpu_type="3090"), a_job(4, gpus=1), a_job(5, gpus=1)]
+    decision = decide(queue, [on(1, 0)], cards=cards)
+    assert started(decision) == [4]
+    assert decision.placements == {4: (cards[1].uuid,)}
+    assert decision.waits[3] == "GPU 0 has job 1"
+
+
+def test_who_shares_waits_first_too_and_nobody_takes_its_room() -> None:
+    big = a_job(3, gpus=1, gpu_memory_bytes=20 * GIB)
+    small = [a_job(id, gpus=1, gpu_memory_bytes=4 * GIB) for id in (4, 5)]
+    active = [on(1, 0, gpu_memory_bytes=8 * GIB)]
+    decision = decide([big, *small], active, cards=CARDS[:1])
+    assert started(decision) == []
+    assert decision.waits[3] == "GPU 0 has 16 of 24 GiB left beside job 1"
+    active[0].time_limit = 60
+    decision = decide([big, *small], active, cards=CARDS[:1])
+    assert started(decision) == [4], "beside it there are four left"
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        pytest.param({"taken": "GPU 1 held by alice"}, id="held by a foreign process"),
+        pytest.param({"closed": "GPU 1 is missing", "lost": True}, id="missing"),
+        pytest.param({"closed": "GPU 1 is draining"}, id="draining"),
+    ],
+)
+def test_who_waits_for_what_is_not_ours_holds_nobody_up(card: dict[str, Any]) -> None:
+    cards = [a_card(0), a_card(1, **card)]
+    decision = decide([a_job(3, gpus=2), a_job(4, gpus=1)], cards=cards)
+    assert started(decision) == [4]
+    assert decision.waits == {3: f"needs 2 GPUs, 1 of 2 free: {next(iter(card.values()))}"}
+
+
+def test_who_waits_for_memory_that_is_being_freed_is_first() -> None:
+    cards = [a_card(0, taken="GPU 0 is being freed after job 1", passing=True)]
+    decision = decide([a_job(3, gpus=1), a_job(4, gpus=1, gpu_memory_bytes=GIB)], cards=cards)
+    assert started(decision) == []
+    assert decision.waits == {
+        3: "GPU 0 is being freed after job 1",
+        4: "GPU 0 is being freed after job 1; behind job 3",
+    }
+
+
+def test_an_array_does_not_hold_up_what_is_more_important() -> None:
+    array = [a_job(id, gpus=1) for id in range(1, 1001)]
+    urgent = a_job(2000, gpus=1, priority=1)
+    assert started(decide([*array, urgent], [on(3000, 0)])) == [2000]
+
+
+def test_a_job_that_needs_cpus_keeps_its_gpu_too() -> None:
+    queue = [a_job(3, gpus=1, cpus=4), a_job(4, gpus=1), a_job(5, gpus=1)]
+    decision = decide(queue, [running(1, cpus=1, time_limit=60)])
+    assert started(decision) == []
+
+
+def test_the_gpus_of_one_job_are_near_each_other() -> None:
+    cards = [a_card(0), a_card(1), a_card(2)]
+    decision = decide([a_job(1, gpus=2)], cards=cards, links={(cards[0].uuid, cards[2].uuid): 10})
+    assert decision.placements == {1: (cards[0].uuid, cards[2].uuid)}
+
+
+def test_gpus_that_are_gone_for_good_are_waited_for_in_vain() -> None:
+    assert decide([a_job(1, gpus=1)], cards=[]).waits == {1: "asks for 1 GPU, the box has none: it can't start here"}
+    decision = decide([a_job(1, gpus=1, gpu_type="4090"), a_job(2, gpus=1)])
+    assert (started(decision), decision.waits[1][:40]) == ([2], "asks for a GPU of the type '4090'; the b")
+
+
+def test_an_adopted_process_is_watched_however_full_the_box_is() -> None:
+    watcher = a_job(5, cpus=0, gpus=1, gpu_uuids=[CARDS[0].uuid], adopts=[1, 2])
+    decision = decide([watcher], [on(1, 0), running(2, cpus=9)])
+    assert decision.placements == {5: (CARDS[0].uuid,)}
+
+
+# --- when will it start ---
+
+
+@pytest.mark.parametrize(
+    ("active", "said"),
+    [
+        pytest.param({}, "GPU 0 has job 1", id="nobody knows"),
+        pytest.param({"time_limit": 3600}, "GPU 0 has job 1; starts within 1 h at the latest", id="a limit"),
+        pytest.param(
+            {"expected_seconds": 600.0},
+            "GPU 0 has job 1; expected to start in about 10 min, going by past runs",
+            id="past runs",
+        ),
+        pytest.param(
+            {"time_limit": 3600, "expected_seconds": 600.0},
+            "GPU 0 has job 1; expected to start in about 10 min, going by past runs, within 1 h at the latest",
+            id="both",
+        ),
+        pytest.param(
+            {"time_limit": 3600, "expected_seconds": 600.0, "started_at": NOW - 700},
+            "GPU 0 has job 1; starts within 48 min 50 s at the latest",
+            id="it took longer already",
+        ),
+        pytest.param(
+            {"time_limit": 60, "expected_seconds": 600.0},
+            "GPU 0 has job 1; starts within 1 min 30 s at the latest",
+            id="its limit comes first",
+        ),
+        pytest.param(
+            {"expected_seconds": 600.0, "state": words.STARTING, "started_at": None},
+            "GPU 0 has job 1; expected to start in about 10 min, going by past runs",
+            id="it has only just begun",
+        ),
+    ],
+)
+def test_the_first_is_told_when_it_is_expected_to_start(active: dict[str, Any], said: str) -> None:
+    given = {"gpus": 1, "allotted": [CARDS[0].uuid], "started_at": NOW, "grace": 30.0, **active}
+    if given.get("time_limit") == 3600:
+        given["grace"] = 0.0
+        said = said.replace("48 min 50 s", "48 min 20 s")
+    job = replace(a_job(1, words.RUNNING), **given)
+    assert decide([a_job(3, gpus=1)], [job], cards=CARDS[:1]).waits == {3: said}
+
+
+# --- GPUs: what always holds ---
+
+
+def gpu_jobs(first: int, most: int) -> st.SearchStrategy[list[Job]]:
+    one = st.builds(
+        a_job,
+        gpus=st.integers(0, 3),
+        gpu_memory_bytes=st.sampled_from([0, 4 * GIB, 10 * GIB, 20 * GIB, 30 * GIB]),
+        exclusive=st.booleans(),
+        gpu_floor_bytes=st.sampled_from([None, None, 10 * GIB]),
+        gpu_type=st.sampled_from(["", "", "3090", "4090"]),
+        time_limit=st.sampled_from([None, 10.0, 60.0, 70.0]),
+        expected_seconds=st.sampled_from([None, 5.0]),
+        priority=st.integers(-1, 1),
+    )
+    return st.lists(one, max_size=most).map(lambda made: [replace(job, id=first + at) for at, job in enumerate(made)])
+
+
+CARD = st.builds(
+    lambda name, gib, foreign, closed, taken: (name, gib, foreign, closed, taken),
+    st.sampled_from(["NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090"]),
+    st.sampled_from([8, 24]),
+    st.sampled_from([0, 0, 6]),
+    st.sampled_from([None, None, None, "closed"]),
+    st.sampled_from([(None, False), (None, False), ("taken", False), ("freed", True)]),
+)
+
+
+def cards_of(made: list[tuple[str, int, int, str | None, tuple[str | None, bool]]]) -> list[Any]:
+    return [
+        a_card(place, name, gib, foreign_bytes=foreign * GIB, closed=closed, taken=taken[0], passing=taken[1])
+        for place, (name, gib, foreign, closed, taken) in enumerate(made)
+    ]
+
+
+@given(st.lists(CARD, max_size=4).map(cards_of), gpu_jobs(1, 6), gpu_jobs(100, 12))
+def test_no_gpu_is_given_twice_or_beyond_its_memory(cards: list[Any], first: list[Job], queue: list[Job]) -> None:
+    box = Resources(cpus=64, memory_bytes=0)
+    empty = schedule(sorted(first, key=order), [], Facts(box, NOW, cards=[replace(c, closed=None) for c in cards]))
+    active = [
+        replace(job, state=words.RUNNING, started_at=NOW, allotted=list(empty.placements.get(job.id, ())))
+        for job in empty.starts
+    ]
+    queue = sorted(queue, key=order)
+    brief = schedule(queue, active, Facts(box, NOW, cards=cards))
+    full = schedule(queue, active, Facts(box, NOW, cards=cards), explain=True)
+    assert (started(brief), brief.placements) == (started(full), full.placements)
+    assert full.waits.keys() == {job.id for job in queue} - set(started(full))
+    assert all(full.waits.values())
+    by_card = {card.uuid: card for card in cards}
+    have: dict[str, list[Job]] = {}
+    for job, uuids in [(job, job.allotted) for job in active] + [
+        (j, full.placements.get(j.id, ())) for j in full.starts
+    ]:
+        assert len(set(uuids)) == job.gpus
+        for uuid in uuids:
+            have.setdefault(uuid, []).append(job)
+    for uuid, holders in have.items():
+        if any(not job.shares for job in holders):
+            assert len(holders) == 1
+        new = [job for job in holders if job.id >= 100]
+        card = by_card[uuid]
+        if new:
+            assert card.closed is None
+            assert not card.passing
+            assert all(job.shares or card.taken is None for job in new)
+            assert sum(job.gpu_memory_bytes for job in holders) <= card.open_bytes
+            assert all(job.gpu_type in card.name for job in new)
+            assert all(job.gpu_floor_bytes is None or card.open_bytes > job.gpu_floor_bytes for job in new)
+
+
+# --- GPUs: speed, printed ---
+
+
+QUEUES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "of one shape": lambda place: {},
+    "of 50 shapes": lambda place: {"gpus": 1 + place % 2, "gpu_memory_bytes": place % 25 * GIB},
+    "each needs more memory": lambda place: {"gpu_memory_bytes": 5 * GIB + place},
+    "each needs less memory": lambda place: {"gpu_memory_bytes": 6 * GIB - place},
+    "each may take longer": lambda place: {"time_limit": 100.0 + place},
+    "each needs more and takes less": lambda place: {
+        "gpu_memory_bytes": 5 * GIB + place, "time_limit": 90_000.0 - place, "gpu_type": "3090",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", QUEUES)
+@pytest.mark.parametrize("free", [0, 2])
+def test_ten_thousand_gpu_jobs_are_decided_quickly(kind: str, free: int) -> None:
+    cards = [a_card(place) for place in range(8)]
+    active = [
+        a_job(20_000 + place, words.RUNNING, started_at=NOW, gpus=1, allotted=[cards[place].uuid])
+        for place in range(8 - free)
+    ]
+    queue = [a_job(1, gpus=8), *(a_job(2 + place, **{"gpus": 1, **QUEUES[kind](place)}) for place in range(10_000))]
+    given = Facts(Resources(64, 64 * GIB), NOW, cards=cards)
+    began = time.perf_counter()
+    decision = schedule(queue, active, given)
+    took = (time.perf_counter() - began) * 1000
+    print(f"10,000 GPU jobs, {kind}, {free} GPUs free: decided in {took:.1f} ms")  # noqa: T201
+    assert started(decision) == []
+    assert took < 3000  # also where coverage is measured
 
 
 # --- words ---

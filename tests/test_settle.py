@@ -194,3 +194,33 @@ def test_a_job_that_could_not_be_made_ready_fails_or_tries_again(
     assert (verdict.action, verdict.state) == (action, words.FAILED)
     assert verdict.exit == Exit(reason, None, None, "uv: no such package", NOW, False)
     assert verdict.not_before == (NOW + 1 if action is Action.RETRY else None)
+
+
+# --- GPU memory ---
+
+
+@pytest.mark.parametrize(
+    ("reason", "floor", "action", "kept"),
+    [
+        pytest.param("cuda_out_of_memory", 24, Action.RETRY, 24, id="there is a larger GPU"),
+        pytest.param("cuda_out_of_memory", None, Action.END, None, id="it would only run out again"),
+        pytest.param("gpu_lost", None, Action.RETRY, None, id="lost: elsewhere, with as little as before"),
+        pytest.param("exit_code", 24, Action.RETRY, None, id="any other reason says nothing of memory"),
+    ],
+)
+def test_out_of_gpu_memory_is_tried_again_only_where_there_is_more(
+    reason: str, floor: int | None, action: Action, kept: int | None
+) -> None:
+    verdict = settle(a_job(1, words.RUNNING), a_spec(retries=1), evidence(an_exit(reason)), NOW, 0, floor)
+    assert (verdict.action, verdict.gpu_floor_bytes) == (action, kept)
+
+
+def test_a_job_whose_gpu_was_lost_before_it_began_is_queued_again() -> None:
+    end = Exit("gpu_lost", None, None, "", 500.0, False)
+    verdict = settle(a_job(1, words.STARTING), a_spec(), evidence(end), NOW, 0)
+    assert (verdict.action, verdict.misfire, verdict.not_before) == (Action.REQUEUE, False, None)
+
+
+def test_a_job_on_a_lost_gpu_failed() -> None:
+    verdict = settle(a_job(1, words.RUNNING), a_spec(), evidence(an_exit("gpu_lost")), NOW, 0)
+    assert (verdict.action, verdict.state) == (Action.END, words.FAILED)

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from builders import GIB, a_spec
+from builders import GIB, a_card, a_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +41,7 @@ BOX = Resources(4, 8 * GIB, 0)
         pytest.param(["a"], {"retries": 1001}, "retries is 1001; it takes 0 to 1000", id="retries"),
         pytest.param(["a"], {"time_limit": 0.0}, "the time limit is 0.0 s; it takes more than 0", id="no time"),
         pytest.param(["a"], {"time_limit": float("inf")}, "the time limit is inf s", id="endless time"),
+        pytest.param(["a"], {"name": "\udc80"}, "the name '\\udc80' is not UTF-8", id="a name of bytes"),
         pytest.param(["a"], {"name": "n" * 201}, "the name is 201 characters long, 200 are the most", id="long name"),
         pytest.param(
             ["a"], {"retry_on": ["signl"]}, "no reason 'signl' to retry on, did you mean \"signal\"?", id="reason"
@@ -182,3 +183,51 @@ def test_no_value_is_ever_lost(written: list[str], params: dict[str, str]) -> No
     assert len(made) >= len(written)
     for name, value in params.items():
         assert f"--{name}={value}" in made or any(f"{{{name}}}" in word for word in written)
+
+
+# --- GPUs ---
+
+CARDS = [
+    a_card(0),
+    a_card(1, "NVIDIA GeForce RTX 4090"),
+    a_card(2, closed="GPU 2 fell off the bus at 12:00", lost=True),
+]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        pytest.param({"gpus": 4}, "the job asks for 4 GPUs, the box has 3: 2 RTX 3090 with 24 GiB, 1 RTX 4090", id="n"),
+        pytest.param({"gpu_type": "h100"}, "a GPU of the type 'h100'; the box has 2 RTX 3090", id="unknown model"),
+        pytest.param({"gpu_type": "!"}, "a GPU of the type '!'; the box has 2 RTX 3090", id="no word of a model"),
+        pytest.param({"gpu_memory_bytes": 25 * GIB}, "1 GPU with 25 GiB; the largest has 24 GiB", id="memory"),
+        pytest.param({"gpu_memory_bytes": 2**53 + 1}, "the GPU memory is 9007199254740993; it takes", id="absurd"),
+        pytest.param({"gpu_memory_bytes": -1}, "the GPU memory is -1; it takes 0 or more", id="negative"),
+        pytest.param({"gpu_type": "GPU-0002"}, "GPU 2 fell off the bus at 12:00", id="a UUID that is gone"),
+        pytest.param({"gpu_type": "GPU-0009"}, "of the type 'GPU-0009'", id="a UUID that never was"),
+        pytest.param({"gpu_type": "x" * 201}, "the GPU's type is 201 characters long, 200 are the most", id="long"),
+        pytest.param({"gpu_ids": "name"}, "there are no GPU ids of the kind 'name'", id="ids"),
+        pytest.param({"exclusive": True}, "exclusive says how a job has its GPUs, and it asks for none", id="no GPU"),
+        pytest.param({"adopts": [1, 2], "cpus": 0}, "adopts and gpu_uuids are set by the box itself", id="adopts"),
+        pytest.param({"gpu_uuids": ["GPU-0000"]}, "adopts and gpu_uuids are set by the box itself", id="holds already"),
+    ],
+)
+def test_gpus_that_there_are_not_are_refused_with_the_numbers(values: dict[str, Any], said: str) -> None:
+    with pytest.raises((BadRequest, TooMuch), match=re.escape(said)):
+        check(Submission(a_spec(**values)), BOX, {}, CARDS)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"gpus": 3},
+        {"gpu_type": "3090", "gpu_memory_bytes": 24 * GIB, "exclusive": True},
+        {"gpu_type": "GPU-0001", "gpu_ids": "index"},
+        {"gpus": 2, "gpu_memory_bytes": GIB},
+    ],
+    ids=["all", "a model", "a UUID", "two of them"],
+)
+def test_gpus_that_there_are_can_be_asked_for(values: dict[str, Any]) -> None:
+    spec = a_spec(**values)
+    check(Submission(spec), BOX, {}, CARDS)
+    assert spec.gpus == values.get("gpus", 1), "who says which, or how much of it, wants one"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import ADMIN, ANN, BOB, EVE, Hall, Scripted, a_hall, a_job, a_spec
+from builders import ADMIN, ANN, BOB, EVE, Hall, Scripted, a_hall, a_job, a_process, a_reading, a_spec
 
 from runner import words
+from runner.box.gpus.cards import LOST_FRAMES
 from runner.box.wishes import ended_because
 from runner.errors import BadRequest, Busy, KeyReused, NotFound, Refused, TooMuch
-from runner.model import After, Principal, Submission
+from runner.job import processes
+from runner.model import After, Evidence, Principal, Process, Submission
 
 
 @pytest.fixture
@@ -371,3 +374,187 @@ def test_outputs_are_marked_as_fetched_only_when_the_job_is_over(hall: Hall) -> 
     hall.turn()
     hall.wishes.fetched(ADMIN, job.id)
     assert hall.read(job).fetched_at is not None
+
+
+# --- GPUs ---
+
+A, B = "GPU-0000", "GPU-0001"
+ALICE = Principal(1004, "alice", "submit")
+
+
+def mine(gib: float = 5, **values: Any) -> Process:
+    """This very process, as the driver lists it."""
+    me = os.getpid()
+    return a_process(me, gib, started=processes.started(me) or 0, **values)
+
+
+def test_a_process_is_adopted_waited_for_and_let_go(hall: Hall) -> None:
+    hall.sees(a_reading(A, 5, processes=[mine()]), a_reading(B, 2, processes=[mine(2)]))
+    waiting = hall.submit("true", gpus=2, **base())
+    made = hall.wishes.adopt(ALICE, os.getpid())
+    (job,) = hall.store.jobs([made.id])
+    assert (made.state, job.state, job.cpus, job.gpus, job.allotted) == (words.STARTING, words.STARTING, 0, 2, [A, B])
+    assert (job.name, job.user, job.adopts[0]) == ("python train.py", "alice", os.getpid())
+    assert hall.engine.launched[0].spec["argv"] == [str(part) for part in job.adopts]
+    hall.agrees()
+    hall.engine.runs(hall.daemon.book.jobs[job.id])
+    hall.turn()
+    assert hall.why(waiting) == f"needs 2 GPUs, 0 of 2 free: GPU 0 has job {job.id}; GPU 1 has job {job.id}"
+    with pytest.raises(Busy, match=f"process {os.getpid()} belongs to job {job.id} already"):
+        hall.wishes.adopt(ALICE, os.getpid())
+    hall.sees(a_reading(A, 5, processes=[mine()]), a_reading(B, 2, processes=[mine(2)]))
+    assert [gpu.foreign_bytes for gpu in hall.daemon.gpus.view(hall.now)] == [0, 0]
+    with pytest.raises(Busy, match="belongs to job"):
+        hall.wishes.adopt(ALICE, os.getpid())
+    hall.wishes.cancel(ALICE, [job.id], None)
+    hall.engine.ends(hall.daemon.book.jobs[job.id], reason="cancelled")
+    hall.turn()
+    hall.sees(a_reading(A, 5, processes=[mine()]), a_reading(B, 2, processes=[mine(2)]))
+    assert hall.states(job, waiting) == [words.CANCELLED, words.QUEUED]
+    assert "GPU 0 held by alice, python train.py, 5 of 24 GiB" in str(hall.why(waiting))
+    hall.sees(a_reading(A, 0, processes=[]), a_reading(B, 0, processes=[]))
+    hall.turn()
+    assert hall.states(waiting) == [words.STARTING]
+
+
+def test_a_process_beside_a_job_of_ours_can_be_adopted_and_its_loss_ends_nothing(hall: Hall) -> None:
+    hall.sees(a_reading(A))
+    job = hall.submit("true", gpus=1, **base())
+    hall.turn()
+    hall.sees(a_reading(A, 5, processes=[mine()]))
+    adopted = hall.wishes.adopt(ADMIN, os.getpid())
+    assert hall.daemon.gpus.view(hall.now)[0].jobs == [job.id, adopted.id]
+    for _ in range(LOST_FRAMES):
+        hall.sees(a_reading(A, None, state="lost"))
+        hall.turn()
+    assert [stop.key for stop in hall.engine.stopped] == [(job.id, 1)], "what is not ours is not ended"
+
+
+def test_an_adopted_process_outlives_the_daemon(tmp_path: Path) -> None:
+    engine = Scripted()
+    with a_hall(tmp_path / "state", engine) as hall:
+        hall.sees(a_reading(A, 5, processes=[mine()]))
+        made = hall.wishes.adopt(ADMIN, os.getpid())
+        engine.runs(hall.daemon.book.jobs[made.id])
+        hall.turn()
+    with a_hall(tmp_path / "state", engine) as hall:
+        hall.sees(a_reading(A, 5, processes=[mine()]))
+        hall.turn()
+        (gpu,) = hall.daemon.gpus.view(hall.now)
+        assert (gpu.state, gpu.jobs, gpu.foreign_bytes) == (words.BUSY, [made.id], 0)
+        with pytest.raises(Busy, match="belongs to job"):
+            hall.wishes.adopt(ADMIN, os.getpid())
+
+
+def test_an_adoption_that_never_began_needs_no_cpu(hall: Hall) -> None:
+    hall.sees(a_reading(A, 5, processes=[mine()]))
+    made = hall.wishes.adopt(ADMIN, os.getpid())
+    job = hall.daemon.book.jobs[made.id]
+    hall.engine.said[job.id, 1] = Evidence(None, None, False, abandoned=True)
+    hall.turn()
+    assert (hall.read(job).state, hall.read(job).attempt, hall.read(job).allotted) == (words.STARTING, 2, [A])
+
+
+@pytest.mark.parametrize(
+    ("who", "process", "error", "said"),
+    [
+        pytest.param(EVE, {}, Refused, "eve may look", id="who only looks"),
+        pytest.param(BOB, {}, Refused, "is alice's; you may not adopt it", id="another's"),
+        pytest.param(BOB, {"user": ""}, Refused, "you may not adopt it", id="whose is not known"),
+        pytest.param(ADMIN, {"alive": False}, NotFound, "holds no GPU here", id="dead"),
+        pytest.param(ADMIN, {"started": 5}, NotFound, "has ended meanwhile", id="another under its number"),
+    ],
+)
+def test_what_can_not_be_adopted_is_refused(
+    hall: Hall, who: Principal, process: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    made = mine()
+    for name, value in process.items():
+        setattr(made, name, value)
+    hall.sees(a_reading(A, 5, processes=[made]))
+    with pytest.raises(error, match=said):
+        hall.wishes.adopt(who, os.getpid())
+    with pytest.raises((NotFound, Refused)):
+        hall.wishes.adopt(who, 1 << 30)
+    assert hall.store.counts() == {}
+
+
+def test_a_process_of_a_job_is_not_adopted(hall: Hall) -> None:
+    hall.sees(a_reading(A))
+    job = hall.submit("true", gpus=1, **base())
+    hall.turn()
+    hall.sees(a_reading(A, 5, processes=[mine(launch=f"{hall.store.box_id}-{job.id}-1")]))
+    with pytest.raises(Busy, match=f"belongs to job {job.id} already"):
+        hall.wishes.adopt(ADMIN, os.getpid())
+
+
+def test_a_job_that_runs_waits_for_nothing_any_more(hall: Hall) -> None:
+    hall.sees(a_reading(A, 5, processes=[mine()]))
+    job = hall.submit("true", gpus=1, **base())
+    hall.turn()
+    (waits,) = hall.wishes.fresh([hall.read(job)])
+    assert "held by" in waits.why
+    hall.sees(a_reading(A, 0, processes=[]))
+    hall.turn()
+    (began,) = hall.wishes.fresh([hall.read(job)])
+    assert (began.state, began.why) == (words.STARTING, "")
+
+
+def test_an_adoption_is_not_rerun(hall: Hall) -> None:
+    hall.sees(a_reading(A, 5, processes=[mine()]))
+    made = hall.wishes.adopt(ADMIN, os.getpid())
+    with pytest.raises(BadRequest, match=f"job {made.id} only waited for process {os.getpid()}"):
+        hall.wishes.rerun(ADMIN, made.id, None, "")
+
+
+def test_a_gpu_is_drained_by_an_administrator(hall: Hall) -> None:
+    hall.sees(a_reading(A))
+    with pytest.raises(Refused):
+        hall.wishes.drain_gpu(ANN, "0", True)
+    assert hall.wishes.drain_gpu(ADMIN, "0", True).state == words.DRAINING
+    assert hall.store.gpus()[0].drained
+    assert hall.wishes.drain_gpu(ADMIN, A, False).drained is False
+
+
+def test_only_a_gpu_that_is_lost_and_nobodys_is_forgotten(hall: Hall) -> None:
+    hall.sees(a_reading(A), a_reading(B))
+    job = hall.submit("true", gpus=2, **base())
+    hall.turn()
+    with pytest.raises(Refused):
+        hall.wishes.forget_gpu(ANN, "1")
+    with pytest.raises(Busy, match=f"1 has job {job.id}"):
+        hall.wishes.forget_gpu(ADMIN, "1")
+    hall.engine.ends(job)
+    hall.turn()
+    with pytest.raises(Busy, match="1 is here"):
+        hall.wishes.forget_gpu(ADMIN, "1")
+    hall.sees(a_reading(A))
+    hall.sees(a_reading(A))
+    hall.wishes.forget_gpu(ADMIN, B)
+    assert [gpu.uuid for gpu in hall.store.gpus()] == [A]
+    assert hall.read(job).allotted == [A, B], "what it had stays known"
+
+
+def test_who_submits_is_told_that_nothing_is_known_of_the_gpus(hall: Hall) -> None:
+    hall.sees(a_reading(A))
+    hall.daemon.gpus.words = lambda now: "nothing is known of the GPUs"
+    made, _ = hall.wishes.submit(ANN, Submission(a_spec("true", gpus=1)), None, "")
+    assert made.warnings == ["nothing is known of the GPUs"]
+    made, _ = hall.wishes.submit(ANN, Submission(a_spec("true")), None, "")
+    assert made.warnings == []
+
+
+def test_who_submits_again_is_told_what_the_last_run_used(hall: Hall) -> None:
+    hall.sees(a_reading(A))
+    job = hall.submit("python", "train.py", gpus=1, **base())
+    hall.turn()
+    hall.engine.runs(job)
+    hall.sees(a_reading(A, 5, processes=[a_process(50, 5, launch=f"{hall.store.box_id}-{job.id}-1")]))
+    hall.turn()
+    hall.engine.ends(job, started_at=440.0)
+    hall.turn()
+    made, _ = hall.wishes.submit(ANN, Submission(a_spec("python", "train.py", gpus=1)), None, "")
+    assert made.warnings == [
+        "its last run, job 1, used 5 GiB of GPU memory; with --gpu-mem 6G others could share the GPU"
+    ]
+    assert hall.daemon.book.jobs[made.id].expected_seconds == 60.0

@@ -48,7 +48,7 @@ class Book:
         job.allotted = list(allotted)
         job.state, job.attempt = words.STARTING, job.attempt + 1
         job.started_at, job.not_before = None, None
-        job.exit_code, job.signal, job.reason, job.detail = None, None, None, ""
+        job.exit_code, job.signal, job.reason, job.detail, job.why = None, None, None, "", ""
         self.active[job.id] = job
 
     def requeue(self, job: Job) -> None:

@@ -111,7 +111,7 @@ class Daemon:
         self.end_lost(now)
         decision = self.schedule(now)
         places = decision.placements
-        starts = [job for job in decision.starts if self.gpus.settled(places.get(job.id, ()), now)]
+        starts = [job for job in decision.starts if job.adopts or self.gpus.settled(places.get(job.id, ()), now)]
         self.apply(starts, moves, fences, now, places)
         if not starts:  # a quiet pass: nobody waits for this
             self.engine.stage([(job.id, job.attempt + 1) for job in self.book.queued[: len(self.book.active)]])
@@ -149,9 +149,10 @@ class Daemon:
         return settle(job, self.book.spec(job), replace(found, exit=end), now, waited, floor)
 
     def end_lost(self, now: float) -> None:
-        """The jobs whose GPU is lost: they can't go on, and may not even notice."""
-        lost = [job for job in self.book.active.values() if job.allotted and self.gpus.lost_of(job, now) is not None]
-        new = [job for job in lost if job.id not in self._losing and not job.adopts]
+        """The jobs whose GPU is lost, and not for a moment: they can't go on, and may not even notice."""
+        active = [job for job in self.book.active.values() if job.allotted and not job.adopts]
+        lost = [job for job in active if self.gpus.lost_of(job, now, sure=True) is not None]
+        new = [job for job in lost if job.id not in self._losing]
         if new:
             self._stop([self.stop_of(job, reason="gpu_lost") for job in new])
             self._losing.update(job.id for job in new)
@@ -166,20 +167,23 @@ class Daemon:
                 moves += self._carry(job, verdict, now)
         return moves
 
-    def schedule(self, now: float, explain: bool = False, queued: Sequence[Job] | None = None) -> Decision:
-        """queued: instead of the whole queue."""
-        book = self.book
-        facts = Facts(
+    def facts(self, now: float) -> Facts:
+        """What a decision of this moment rests on."""
+        return Facts(
             capacity=self.engine.capacity(),
             now=now,
-            ended=book.ended,
-            building=self.preparation.words(book.environments),
+            ended=self.book.ended,
+            building=self.preparation.words(self.book.environments),
             laid_out=self.preparation.laid_out,
             paused=self.paused(),
             cards=self.gpus.facts(now),
             links=self.gpus.cards.links,
         )
-        return schedule(book.queued if queued is None else queued, list(book.active.values()), facts, explain)
+
+    def schedule(self, now: float, explain: bool = False, queued: Sequence[Job] | None = None) -> Decision:
+        """queued: instead of the whole queue."""
+        queued = self.book.queued if queued is None else queued
+        return schedule(queued, list(self.book.active.values()), self.facts(now), explain)
 
     def apply(
         self,
@@ -280,7 +284,7 @@ class Daemon:
         self._asked.pop(job.id, None)
         self._losing.discard(job.id)
         self.preparation.forget(job.id)
-        if job.state == words.QUEUED or not job.allotted:
+        if job.state == words.QUEUED:
             return None
         peak = self.gpus.peak(job)
         job.gpu_peak_bytes = peak if peak is not None else job.gpu_peak_bytes
@@ -334,6 +338,7 @@ class Daemon:
     def _launch(self, job: Job) -> Launch | None:
         """None, and told, when it can't be made: as when its environment was removed behind our back. That is built
         again, and then there is another attempt."""
+        programs = None
         try:
             programs = self.bin_dir(job.environment)
             spec = self.book.spec(job)
@@ -342,7 +347,7 @@ class Daemon:
         except Exception as error:
             self.report(f"job {job.id} could not be started: {type(error).__name__}: {error}")
             self._asked[job.id] = LONG_AGO
-            if job.environment is not None:
+            if programs is None and job.environment is not None:
                 self.preparation.gone(job.environment)
             return None
 

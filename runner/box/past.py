@@ -27,13 +27,15 @@ def expected_seconds(past: Sequence[Past]) -> float | None:
     return median(took) if took else None
 
 
-def notes(spec: JobSpec, past: Sequence[Past]) -> list[str]:
-    """What whoever submits it should know about the GPU memory that it used."""
+def notes(spec: JobSpec, past: Sequence[Past], largest_bytes: int) -> list[str]:
+    """What whoever submits it should know about the GPU memory that it used. largest_bytes: of the box's GPUs."""
     last = next((each for each in past if each.gpu_peak_bytes), None)
     if last is None or last.gpu_peak_bytes is None or not spec.gpus:
         return []
-    used = f"job {last.job}, its last run, used {gib(last.gpu_peak_bytes)} GiB of GPU memory"
+    used = f"its last run, job {last.job}, used {gib(last.gpu_peak_bytes)} GiB of GPU memory"
     enough = -(-int(last.gpu_peak_bytes * MARGIN) // GIB)
+    if enough * GIB > largest_bytes:
+        return [used]
     if spec.gpu_memory_bytes and last.gpu_peak_bytes > spec.gpu_memory_bytes:
         return [f"{used}, more than the {gib(spec.gpu_memory_bytes)} GiB that this one says; --gpu-mem {enough}G"]
     if not spec.gpu_memory_bytes and not spec.exclusive:

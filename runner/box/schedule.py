@@ -54,12 +54,15 @@ class _Room:
 
     def has(self, job: Job) -> bool:
         """Whether there are the cpus and the memory."""
-        # Less than nothing is left where the box became smaller: no harm to a job that asks for none of it.
-        return job.cpus <= self.cpus and job.memory_bytes <= max(self.memory_bytes, 0)
+        # Less than nothing is left where the box became smaller: no harm to a job that asks for none of it, as one that
+        # only watches an adopted process.
+        return job.cpus <= max(self.cpus, 0) and job.memory_bytes <= max(self.memory_bytes, 0)
 
-    def place(self, job: Job) -> tuple[str, ...] | None:
-        """The GPUs that it would get, none for a job without; None when there is no room."""
-        return self.gpus.place(job) if self.has(job) else None
+    def place(self, job: Job, beside: _Room | None = None) -> tuple[str, ...] | None:
+        """The GPUs that it would get, none for a job without; None when there is no room. beside: nor there."""
+        if not self.has(job) or (beside is not None and not beside.has(job)):
+            return None
+        return self.gpus.place(job, None if beside is None else beside.gpus)
 
     def take(self, job: Job, uuids: Sequence[str]) -> None:
         self.cpus -= job.cpus
@@ -109,45 +112,65 @@ class _Scan:
         for job, uuids in self.running:
             self.room.take(job, uuids)
         self.head: _Head | None = None
+        self.skipped: Job | None = None  # the first that waits for what is not ours to end, and comes first after it
         # Room only shrinks in a pass: what did not fit will not, and need not be looked at for each of 10,000 jobs.
-        self.refused: dict[tuple[object, ...], str] = {}
+        self.refused: dict[_Shape, str] = {}
+        self.least: dict[_Kind, tuple[int, float]] = {}  # the least of a kind that was: nor will what asks for more
 
     def consider(self, job: Job) -> str | None:
         """Give a job its room; or the reason why not."""
         reason = blocked(job, self.facts)
         if reason is not None:
+            self.skipped = self.skipped or job
             if pause(job, self.facts.now):
                 self.decision.wakes_at = min(self.decision.wakes_at, self.facts.now + pause(job, self.facts.now))
             return reason
         shape = _shape(job)
-        reason = self.refused.get(shape)
+        reason = self._refused(shape)
         if reason is None:
             reason, uuids = self._fit(job)
             if reason is None:
                 return self._begin(job, uuids)
             if self.explain and self.head is not None and self.head.job is job:
-                self.refused[shape] = f"{reason}; behind job {job.id}"
+                self._refuse(shape, f"{reason}; behind job {job.id}")
                 return reason + self._expectation(job)
-            self.refused[shape] = reason
+            self._refuse(shape, reason)
         return reason
+
+    def _refused(self, shape: _Shape) -> str | None:
+        """Why such a job does not start, if that is known from another. The words are only of its own shape."""
+        if self.explain:
+            return self.refused.get(shape)
+        kind, memory, seconds = shape
+        least = self.least.get(kind)
+        return "" if least is not None and memory >= least[0] and seconds >= least[1] else None
+
+    def _refuse(self, shape: _Shape, reason: str) -> None:
+        self.refused[shape] = reason
+        kind, memory, seconds = shape
+        least = self.least.get(kind)
+        if least is None or (memory <= least[0] and seconds <= least[1]):
+            self.least[kind] = (memory, seconds)
 
     def _fit(self, job: Job) -> tuple[str | None, tuple[str, ...]]:
         """(None, its GPUs), or (why it does not start, nothing)."""
+        head = None if self._ends_before(job) else self.head
+        uuids = self.room.place(job, None if head is None else head.spare)
+        if uuids is not None:
+            return None, uuids
+        if self.head is not None and not self.explain:
+            return "", ()
         too_much = hopeless(job, self.facts)
         if too_much is not None:
             return too_much, ()
-        uuids = self.room.place(job)
-        if uuids is None:
-            reason = self._lacks(job)
-            if self.head is None and self.room.gpus.possible(job):
-                self.head = self._reserve(job)
-            return reason, ()
-        if self.head is not None and not self._ends_before(job):
-            spare = self.head.spare
-            uuids = self.room.gpus.place(job, spare.gpus) if spare.has(job) else None
-            if uuids is None:
-                return f"waits behind job {self.head.job.id}, which is first: starting now could delay it", ()
-        return None, uuids
+        if head is not None and self.room.place(job) is not None:
+            return f"waits behind job {head.job.id}, which is first: starting now could delay it", ()
+        reason = self._lacks(job)
+        if self.head is None and self.room.gpus.possible(job):
+            self.head = self._reserve(job)
+        elif self.head is None:
+            self.skipped = self.skipped or job
+        return reason, ()
 
     def _lacks(self, job: Job) -> str:
         """What it lacks, when somebody wants to know: words cost more than the decision."""
@@ -198,22 +221,27 @@ class _Scan:
         now = self.facts.now
         sure = self.head.at if self.head is not None else FOREVER
         likely, _ = self._fits_at(job, likely_end)
-        if likely < min(sure, FOREVER):
+        unless = f", unless job {self.skipped.id} can start before" if self.skipped is not None else ""
+        latest = f"within {duration(sure - now)} at the latest{unless}" if sure < FOREVER else ""
+        if likely < sure:
             said = f"; expected to start in about {duration(likely - now)}, going by past runs"
-            return said + (f", within {duration(sure - now)} at the latest" if sure < FOREVER else "")
-        return f"; starts within {duration(sure - now)} at the latest" if sure < FOREVER else ""
+            return f"{said}, {latest}" if latest else said
+        return f"; starts {latest}" if latest else ""
 
     def _ends_before(self, job: Job) -> bool:
         """Whether a job that starts now is sure to have ended before the first one can start."""
         return self.head is not None and self.head.at < FOREVER and expected_end(job, self.facts.now) <= self.head.at
 
 
-def _shape(job: Job) -> tuple[object, ...]:
-    """Jobs of the same shape fit, or do not, in the same places."""
-    return (
-        job.cpus, job.memory_bytes, job.gpus, job.gpu_type, job.gpu_memory_bytes, job.exclusive, job.gpu_floor_bytes,
-        job.time_limit, job.grace, *job.gpu_uuids,
-    )  # fmt: skip
+_Kind = tuple[object, ...]
+_Shape = tuple[_Kind, int, float]
+
+
+def _shape(job: Job) -> _Shape:
+    """Jobs of the same shape fit, or do not, in the same places; of the same kind, what asks for less GPU memory and
+    time fits wherever one does that asks for more."""
+    kind = (job.cpus, job.memory_bytes, job.gpus, job.gpu_type, job.shares, job.gpu_floor_bytes, *job.gpu_uuids)
+    return kind, job.gpu_memory_bytes, FOREVER if job.time_limit is None else job.time_limit + job.grace
 
 
 def expected_end(job: Job, now: float) -> float:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -38,6 +39,9 @@ from runner.box.workers import Workers
 from runner.errors import Problem
 from runner.model import Resources
 
+if TYPE_CHECKING:
+    from runner.box.demo.stage import Actors, Stage
+
 GOODBYE_SECONDS = 5  # for requests that are being answered when the daemon ends
 PARENT_SECONDS = 1.0
 KNOWN_SECONDS = 6.0  # that who asks about GPUs waits for the first look at them; a driver may take long to wake
@@ -45,21 +49,28 @@ HOUSEKEEPING_SECONDS = 3600.0
 IDLE_LOOKS = 15  # in the time after which an idle daemon ends
 
 
-def serve(by_command: bool, ready: int | None) -> int:
-    """Run the daemon; returns the code to exit with. Problem when it can't begin."""
+def serve(by_command: bool, ready: int | None, demo: bool = False) -> int:
+    """Run the daemon; returns the code to exit with. Problem when it can't begin. demo: play, on a state of its own."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it, and then no child can be waited for
-    chosen = settings.load()
+    play = _stage() if demo else None
+    chosen = settings.load() if play is None else play.settings
     premises.take(chosen)  # held until this process ends or becomes another
     diary = Diary(chosen.state.daemon_log)
     try:
         with asyncio.Runner() as loop:
-            end = loop.run(_run(chosen, diary, by_command, ready))
+            end = loop.run(_run(chosen, diary, by_command, ready, play))
     except Problem as problem:
         diary.write(f"it could not start: {problem.message}")
         raise
     if end.again:
         os.execv(sys.executable, [sys.executable, *_again(sys.orig_argv[1:])])
     return end.problem.exit_code if end.problem is not None else 0
+
+
+def _stage() -> Stage:
+    from runner.box.demo.stage import prepare  # only who plays pays for it
+
+    return prepare()
 
 
 def _again(arguments: list[str]) -> list[str]:
@@ -90,16 +101,18 @@ class _End:
         self.wanted.set()
 
 
-async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | None) -> _End:
+async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | None, play: Stage | None) -> _End:
     """Everything, made in the order in which one depends on another, and closed in the other direction."""
     with ExitStack() as closing:
         end = _End(diary)
-        made = _Made(chosen, diary, closing)
+        made = _Made(chosen, diary, closing, play)
         turns = Turns(made.daemon, end.doomed)
         made.workers.wake = turns.wake
         hints = Hints(chosen.state, chosen.state.events, turns)
         closing.callback(hints.close)
         house = made.house(turns, end)
+        if play is not None:
+            play.enter(made.daemon, house.wishes)
         house.gpus_known = made.watch_gpus(turns, closing)
         server = _Server(house)
         sock = premises.listen(chosen.socket)
@@ -109,8 +122,10 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         made.engine.connect()
         turns.wake()
         diary.write(f"{runner.__version__} listens on {chosen.socket}")
-        _tell(ready, chosen)
+        _tell(ready, chosen, play)
         chores = [asyncio.create_task(_keep_house(house, diary))]
+        if play is not None:
+            chores.append(asyncio.create_task(play.play(turns.wake, diary.write)))
         if by_command:
             chores.append(asyncio.create_task(_end_when_idle(house, made.workers, end)))
         gc.collect()
@@ -131,9 +146,10 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
 class _Made:
     """What the daemon is made of."""
 
-    def __init__(self, chosen: Settings, diary: Diary, closing: ExitStack) -> None:
+    def __init__(self, chosen: Settings, diary: Diary, closing: ExitStack, play: Stage | None) -> None:
+        """play: instead of real attempts and real GPUs."""
         state = chosen.state
-        self.settings = chosen
+        self.settings, self.play = chosen, play
         self.store = Store(state.database)
         closing.callback(self.store.close)
         premises.refuse_own_job(self.store.box_id)
@@ -144,10 +160,7 @@ class _Made:
         self.workers = Workers(asyncio.get_running_loop())
         self.pyz = freeze(state.supervisor)
         self.diary = diary
-        parents = Parents(self.pyz, diary.fd)
-        closing.callback(parents.wait, PARENT_SECONDS)
-        capacity = Resources(chosen.cpus, chosen.memory_bytes, 0)
-        self.engine = Plain(state, capacity, parents.spawn, self._listen, diary.write)
+        self.engine = self._plain(closing) if play is None else play.engine
         closing.callback(self.engine.close)
         self.base_bin = premises.base_bin(chosen)
         self.daemon = Daemon(chosen, self.store, self.engine, self._preparation(), self._bin_dir, diary.write)
@@ -155,12 +168,20 @@ class _Made:
         self.trees.sweep(self.daemon.book.active)  # one that waits may have run in its tree before
         self.recipes.recover(self.daemon.book.jobs.values())
 
+    def _plain(self, closing: ExitStack) -> Plain | Actors:
+        parents = Parents(self.pyz, self.diary.fd)
+        closing.callback(parents.wait, PARENT_SECONDS)
+        capacity = Resources(self.settings.cpus, self.settings.memory_bytes, 0)
+        return Plain(self.settings.state, capacity, parents.spawn, self._listen, self.diary.write)
+
     def _listen(self, link: socket.socket) -> Callable[[], object]:
         loop = asyncio.get_running_loop()
         loop.add_reader(link, lambda: self.workers.wake())
         return lambda: loop.remove_reader(link)
 
     def _preparation(self) -> Preparation:
+        if self.play is not None:
+            return self.play.preparation()
         return Preparation(
             ready=self.environments.ready,
             build=lambda name: self.environments.build(self.recipes.recipe(name)),
@@ -173,24 +194,29 @@ class _Made:
         )
 
     def _bin_dir(self, environment: str | None) -> str:
-        if environment is None:
+        if environment is None or self.play is not None:
             return self.base_bin
         self.environments.touch(environment)
         return self.environments.bin_dir(environment)
 
     def watch_gpus(self, turns: Turns, closing: ExitStack) -> Callable[[], Awaitable[None]]:
         """Have the GPUs watched; returns what waits until they are known, or why they are not."""
-        gpus, known = self.daemon.gpus, asyncio.Event()
+        gpus, known, play = self.daemon.gpus, asyncio.Event(), self.play
 
         def heard(value: object) -> None:
             known.set()
+            if play is not None:
+                play.heard(value)
             if gpus.heard(value, time.time()):
                 turns.wake()
 
         def expected() -> bool:
             return bool(gpus.cards.known) or driver_there()
 
-        watch = Watch(spawner(self.diary.fd), heard, self.diary.write, expected)
+        if play is not None:
+            os.environ.update(play.environment())
+        options = play.files.options if play is not None else []
+        watch = Watch(spawner(self.diary.fd, *options), heard, self.diary.write, expected)
         closing.callback(watch.close)
         gpus.words, gpus.probe = watch.words, watch.probe
         watch.begin()
@@ -221,14 +247,16 @@ class _Made:
         )
 
 
-def _tell(ready: int | None, chosen: Settings) -> None:
+def _tell(ready: int | None, chosen: Settings, play: Stage | None) -> None:
     if ready is not None:
         try:
             os.write(ready, b"ready\n")
             os.close(ready)
         except OSError:
             pass  # whoever started us is gone
-    if sys.stdout is not None and sys.stdout.isatty():
+    if play is not None:
+        print(play.invitation, flush=True)  # noqa: T201
+    elif sys.stdout is not None and sys.stdout.isatty():
         print(f"the box {chosen.name} listens on {chosen.socket}; Ctrl-C ends it, jobs go on", flush=True)  # noqa: T201
 
 

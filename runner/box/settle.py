@@ -73,8 +73,8 @@ def settle(
 
 
 def _ended(job: Job, spec: JobSpec, end: Exit, now: float, floor_bytes: int | None) -> Verdict:
-    if end.reason == "engine_failed" and not end.started:
-        return _never_ran(job, end, now, counts=True)
+    if end.reason in ("engine_failed", "gpu_lost") and not end.started:
+        return _never_ran(job, end, now, counts=end.reason == "engine_failed")
     state = STATE_OF_REASON.get(end.reason, words.FAILED)
     if job.cancel_requested_at is None:
         if end.reason == "reboot" and spec.requeue:

@@ -26,6 +26,8 @@ def check(submission: Submission, capacity: Resources, states: Mapping[int, str]
     """Refuse what can't be done, with the numbers. states: of the jobs named in `after`, as far as they exist.
     cards: the GPUs that the box has, or had when they were last seen."""
     spec = submission.spec
+    if spec.adopts or spec.gpu_uuids:
+        raise BadRequest("adopts and gpu_uuids are set by the box itself", "`runner adopt PID` adopts a process")
     _check_command(spec)
     _check_amounts(spec)
     _check_names(spec)
@@ -91,8 +93,6 @@ def _check_amounts(spec: JobSpec) -> None:
 def _check_gpus(spec: JobSpec, cards: Sequence[Card]) -> None:
     if (spec.gpu_type or spec.gpu_memory_bytes) and not spec.gpus:
         spec.gpus = 1  # who says which, or how much of it, wants one
-    if spec.adopts or spec.gpu_uuids:
-        raise BadRequest("adopts and gpu_uuids are set by the box itself", "`runner adopt PID` adopts a process")
     if spec.exclusive and not spec.gpus:
         raise BadRequest("exclusive says how a job has its GPUs, and it asks for none", "add --gpus 1")
     if spec.gpu_ids not in ("uuid", "index"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from runner import words
 from runner.box import past, submissions
 from runner.box.daemon import Daemon
+from runner.box.forecast import expectation
 from runner.box.gpus import placement
 from runner.box.schedule import duration
 from runner.box.settle import Action, Verdict
@@ -35,8 +36,10 @@ class Wishes:
 
     # --- new jobs ---
 
-    def submit(self, who: Principal, submission: Submission, key: str | None, digest: str) -> tuple[Submitted, bool]:
-        """The jobs made, and whether the idempotency key had already made them."""
+    def submit(
+        self, who: Principal, submission: Submission, key: str | None, digest: str, now: float | None = None
+    ) -> tuple[Submitted, bool]:
+        """The jobs made, and whether the idempotency key had already made them. now: when, if not just now."""
         self._may_submit(who)
         if key is not None:
             known = self._daemon.store.known_key(who.uid, key, digest)
@@ -44,8 +47,9 @@ class Wishes:
                 return known, True
         spec = submission.spec
         states = self._daemon.store.states(after.job for after in spec.after) if spec.after else {}
-        now = time.time()
-        check(submission, self._daemon.engine.capacity(), states, self._daemon.gpus.facts(now))
+        now = time.time() if now is None else now
+        cards = self._daemon.gpus.facts(now)
+        check(submission, self._daemon.engine.capacity(), states, cards)
         indices, params = expand(submission)
         environment = self._environment(spec)
         program = past.program(spec)
@@ -57,7 +61,9 @@ class Wishes:
         jobs = self._taken(request, states, now)
         self._wake()
         first = jobs[0]
-        warnings = self._warnings(spec, now) + past.notes(spec, runs)
+        warnings = self._warnings(spec, now) + past.notes(
+            spec, runs, max((card.memory_bytes for card in cards), default=0)
+        )
         return Submitted(first.id, len(jobs), first.group, words.QUEUED, warnings), False
 
     def _taken(self, request: Request, states: Mapping[int, str], now: float) -> list[Job]:
@@ -76,7 +82,7 @@ class Wishes:
         if found is None:
             raise NotFound(f"process {pid} holds no GPU here", "`runner gpus --processes` lists those that do")
         process, uuids = found
-        adopter = next((job.id for job in daemon.book.active.values() if job.adopts[:1] == [pid]), None)
+        adopter = next((job.id for job in daemon.book.jobs.values() if job.adopts == [pid, process.started]), None)
         if adopter is not None or process.job in daemon.book.jobs:
             raise Busy(f"process {pid} belongs to job {adopter or process.job} already")
         if processes.started(pid) != process.started:
@@ -86,7 +92,8 @@ class Wishes:
         spec = JobSpec(
             [*self._watcher, str(pid), str(process.started)],
             name=process.command[: submissions.NAME_MAX] or f"process {pid}",
-            environment="base", cpus=0, gpus=len(uuids), adopts=[pid, process.started], gpu_uuids=uuids,
+            environment="base", cpus=0, gpus=len(uuids), priority=PRIORITY_MAX,
+            adopts=[pid, process.started], gpu_uuids=uuids,
         )  # fmt: skip
         (job,) = self._taken(Request(spec, who.user, who.uid, [None], [{}], False, None), {}, now)
         daemon.apply([job], [], [], now, {job.id: uuids})
@@ -96,6 +103,8 @@ class Wishes:
         """The same command, options and snapshot once more, as a new job."""
         (job,) = self._daemon.store.jobs([job_id])
         spec = self._daemon.store.spec(job.spec_id)
+        if spec.adopts:
+            raise BadRequest(f"job {job_id} only waited for process {spec.adopts[0]}", "`runner adopt PID` adopts one")
         spec.after = []
         submission = Submission(spec)
         if job.array_index is not None or job.params:
@@ -173,10 +182,11 @@ class Wishes:
         gpus = self._daemon.gpus
         uuid = gpus.named(name)
         gpu = next(gpu for gpu in gpus.view(time.time()) if gpu.uuid == uuid)
+        label = gpus.cards.label(uuid)
         if gpu.jobs:
-            raise Busy(f"{name} has {placement.jobs(gpu.jobs)}", "wait for them, or cancel them")
+            raise Busy(f"{label} has {placement.jobs(gpu.jobs)}", "wait for them, or cancel them")
         if gpu.state != words.GONE:
-            raise Busy(f"{name} is here ({gpu.state}): only one that is lost can be forgotten", "`runner gpus drain`")
+            raise Busy(f"{label} is here ({gpu.state}): only one that is lost can be forgotten", "`runner gpus drain`")
         gpus.forget(uuid)
         self._wake()
 
@@ -208,7 +218,9 @@ class Wishes:
         """Why a job waits, or what became of it, in one sentence."""
         (job,) = self.fresh([job])
         if job.state == words.QUEUED:
-            return job.why
+            daemon = self._daemon
+            active = list(daemon.book.active.values())
+            return job.why + expectation(job, job.why, daemon.book.queued, active, daemon.facts(time.time()))
         if job.state in words.ACTIVE:
             since = f", for {duration(time.time() - job.started_at)}" if job.started_at else ""
             return f"it is {job.state}{since}"
@@ -253,6 +265,6 @@ def ended_because(job: Job) -> str:
     sentence = words.REASONS.get(job.reason, job.reason)
     if job.exit_code:
         sentence += f" ({job.exit_code})"
-    if job.signal:
+    if job.signal and job.reason == "signal":
         sentence += f" ({job.signal})"
     return f"{job.state}: {sentence}" + (f": {job.detail}" if job.detail else "")

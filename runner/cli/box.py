@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 BOX = """\
 Usage: runner box [OPTIONS]
 
-The boxes you can use, and what they have. In this version that is one: local, this computer.
+The boxes you can use, and what they have. In this version that is one: local, this computer; and demo, while
+`runner serve --demo` plays it.
 
 Options:
   --json                  as JSON
@@ -69,11 +70,15 @@ Run this computer's box in this terminal until Ctrl-C. Without it, the first com
 the background, and it ends after 15 minutes without work.
 
 Options:
+  --demo                  play a day of four people on four GPUs, none of which exist, until Ctrl-C: on a state of its
+                          own, wiped at each start, that other commands reach with `--box demo`. It needs a C compiler
+                          and the source tree
   --stop                  stop the one that runs; jobs that run go on and are picked up again later
   -h, --help              this text
 
 Examples:
   runner serve
+  runner serve --demo
   runner serve --stop
   GPUBOX_STATE=/tmp/try runner serve
 """
@@ -88,14 +93,20 @@ KINDS = {  # in words of `runner clean`
 def box(arguments: list[str]) -> int:
     given = options.parse(BOX, arguments)
     options.no_words(given, BOX)
-    hello = _running()
+    found = {name: _running(name) for name in (boxes.LOCAL, boxes.DEMO)}
+    if found[boxes.DEMO] is None:
+        del found[boxes.DEMO]  # nobody's box while it is not on
     if "--json" in given:
-        output.json([{"name": boxes.LOCAL, "running": hello is not None, "box": hello}])
-        return 0
+        output.json([{"name": name, "running": hello is not None, "box": hello} for name, hello in found.items()])
+    else:
+        output.table(("BOX", "STATE", ""), [[name, *_state(hello)] for name, hello in found.items()], (2,))
+    return 0
+
+
+def _state(hello: dict[str, Any] | None) -> tuple[str, str]:
+    """(ready, what it has)."""
     if hello is None:
-        output.table(("BOX", "STATE", ""), [[boxes.LOCAL, "asleep", "any command that needs it starts it"]], (2,))
-        return 0
-    state = "draining" if hello.get("draining") else "ready"
+        return "asleep", "any command that needs it starts it"
     capacity = hello.get("capacity") or {}
     free = hello.get("free") or {}
     parts = [
@@ -104,8 +115,7 @@ def box(arguments: list[str]) -> int:
         output.many(int(capacity["gpus"]), "GPU") if capacity.get("gpus") else "",
         _free(capacity, free),
     ]
-    output.table(("BOX", "STATE", ""), [[boxes.LOCAL, state, ", ".join(filter(None, parts))]], (2,))
-    return 0
+    return "draining" if hello.get("draining") else "ready", ", ".join(filter(None, parts))
 
 
 def _free(capacity: dict[str, Any], free: dict[str, Any]) -> str:
@@ -118,10 +128,10 @@ def _free(capacity: dict[str, Any], free: dict[str, Any]) -> str:
     return f"{' and '.join(parts)} free" if parts else ""
 
 
-def _running() -> dict[str, Any] | None:
-    """What the embedded box says of itself; None when no daemon runs."""
+def _running(name: str) -> dict[str, Any] | None:
+    """What a box of this computer says of itself; None when no daemon runs."""
     try:
-        api = boxes.open_box(boxes.LOCAL, start=False)
+        api = boxes.open_box(name, start=False)
         return {**api.get("/hello"), **api.get("/box")}
     except errors.Unreachable:
         return None
@@ -191,13 +201,14 @@ def _kept(kept: dict[str, Any]) -> str:
 def serve(arguments: list[str]) -> int:
     given = options.parse(SERVE, arguments)
     options.no_words(given, SERVE)
+    demo = "--demo" in given
     if "--stop" not in given:
-        boxes.exec_daemon()
-    return _stop()
+        boxes.exec_daemon(*(["--demo"] if demo else []))
+    return _stop(boxes.DEMO if demo else boxes.LOCAL)
 
 
-def _stop() -> int:
-    api = boxes.open_box(boxes.LOCAL, start=False)
+def _stop(box: str) -> int:
+    api = boxes.open_box(box, start=False)
     api.greet = None  # an older daemon is stopped, not renewed
     try:
         api.request("POST", "/box/stop", json={})
@@ -210,7 +221,7 @@ def _stop() -> int:
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline:
         try:
-            boxes.connect().close()
+            api.connect().close()
         except errors.Unreachable:
             output.say("stopped")
             return 0

@@ -101,7 +101,7 @@ def _amount(value: float | None, unit: str, factor: int = 1) -> str:
 def _who(gpu: dict[str, Any], silent: str | None) -> str:
     """Who has it, or what is the matter with it. silent: what is told of all of them at once."""
     jobs, why = _jobs(gpu), _why(gpu) if gpu.get("why") != silent else ""
-    told = gpu["state"] in (words.BUSY, words.SHARED, words.DRAINING) and why  # the box names the jobs itself
+    told = gpu["state"] in (words.BUSY, words.SHARED) and why  # the box names the jobs itself
     return why if told else "; ".join(filter(None, (jobs, why)))
 
 

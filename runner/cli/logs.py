@@ -119,6 +119,9 @@ def follow(
     return code
 
 
+_NO_DIGITS = {ord(digit): None for digit in "0123456789."}
+
+
 class Follower:
     """Where we are in a job's log. That survives a lost connection, so no byte is lost or printed twice."""
 
@@ -208,10 +211,12 @@ class Follower:
             self.attempt = max(1, int(frame["attempt"]))
         if frame["state"] == words.RUNNING:
             self._start(int(frame["attempt"]))
-        elif frame["state"] == words.QUEUED and frame["why"] != self.waited:
-            self.waited = str(frame["why"])
-            if self.waited and self.waited != words.STARTS_NOW:
-                self._say(f"job {self.job_id} waits: {self.waited}")
+        elif frame["state"] == words.QUEUED:
+            why = str(frame["why"])
+            if _lasting(why) != self.waited:
+                self.waited = _lasting(why)
+                if why and why != words.STARTS_NOW:
+                    self._say(f"job {self.job_id} waits: {why}")
 
     def _turn_to(self, attempt: int) -> None:
         if self.attempt is not None and attempt > self.attempt:
@@ -368,6 +373,11 @@ def _took(seconds: float) -> str:
     if seconds < 9.95:
         return f"{max(0.0, seconds):.{1 if seconds >= 0.95 else 2}f}s"
     return output.span(seconds)
+
+
+def _lasting(why: str) -> str:
+    """A reason without what counts down or wavers in it: times, sizes. What is left is told when it changes."""
+    return why.partition("; expected to start")[0].partition("; starts within")[0].translate(_NO_DIGITS)
 
 
 def _why(job: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ MEMORY_LEAST = 1 << 20
 
 def whole(option: str, text: str, least: int = 0) -> int:
     digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit() and len(digits) > 12:
+        raise errors.BadRequest(f"{option} takes a whole number of at most 12 digits: not {len(digits)} of them")
     if not digits.isascii() or not digits.isdigit() or len(digits) > 12 or int(text) < least:
         bound = f", at least {least}" if least >= 0 else ""
         raise errors.BadRequest(f'{option} takes a whole number{bound}: not "{text}"')

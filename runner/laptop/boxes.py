@@ -1,4 +1,5 @@
-"""Which box, and how to reach it. "local" is the embedded one: the first command that needs it starts its daemon."""
+"""Which box, and how to reach it. "local" is the embedded one: the first command that needs it starts its daemon.
+"demo" is what `runner serve --demo` plays, while it does."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-LOCAL = "local"
+LOCAL, DEMO = "local", "demo"
 START_SECONDS = 20.0  # for a daemon to say that it listens
 SETTLE_SECONDS = 5.0  # for another command's daemon to listen; for one of an older version to be replaced
 TICK = 0.02
@@ -28,14 +29,15 @@ GONE = (errno.ENOENT, errno.ECONNREFUSED)  # no daemon: no socket, or one that n
 def choose(name: str | None) -> str:
     """The box's name: `--box`, else GPUBOX_BOX, else the embedded one."""
     name = name or os.environ.get("GPUBOX_BOX") or LOCAL
-    if name != LOCAL:
-        raise errors.NotFound(f'no box named "{name}"{errors.nearest(name, [LOCAL])}', "`runner box` lists them")
+    if name not in (LOCAL, DEMO):
+        raise errors.NotFound(f'no box named "{name}"{errors.nearest(name, [LOCAL, DEMO])}', "`runner box` lists them")
     return name
 
 
 def open_box(name: str | None = None, start: bool = True) -> Client:
     """A client of the box, connected when it is first used. start: start the embedded daemon if none runs."""
-    client = Client(connect_or_start if start else connect, choose(name))
+    box = choose(name)
+    client = Client(connect_to_demo if box == DEMO else connect_or_start if start else connect, box)
     client.greet = _renew
     return client
 
@@ -46,6 +48,13 @@ def connect() -> _socket.socket:
     sock = _try(path)
     if sock is None:
         raise errors.Unreachable("no box is running here", "any command that needs one starts it; or `runner serve`")
+    return sock
+
+
+def connect_to_demo() -> _socket.socket:
+    sock = _try(paths.socket_of(paths.demo_dir()))
+    if sock is None:
+        raise errors.Unreachable("the demo is not on", "`runner serve --demo` begins it")
     return sock
 
 

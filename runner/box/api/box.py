@@ -122,13 +122,13 @@ async def about(here: Here) -> Response:
 
 
 def _free(here: House, gpus: Sequence[Gpu]) -> Resources:
-    """What active jobs leave; of the GPUs those that nobody uses at all."""
+    """What active jobs leave; of the GPUs those that nobody uses at all, asleep or not."""
     all_of_it = here.daemon.engine.capacity()
     active = here.daemon.book.active.values()
     return Resources(
         all_of_it.cpus - sum(job.cpus for job in active),
         all_of_it.memory_bytes - sum(job.memory_bytes for job in active),
-        sum(gpu.state == words.FREE for gpu in gpus),
+        sum(gpu.state in (words.FREE, words.ASLEEP) for gpu in gpus),
     )
 
 

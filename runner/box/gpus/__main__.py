@@ -1,6 +1,7 @@
 """`python -m runner.box.gpus`: the collector, with a stream socket to the daemon as standard input.
 
-`--sys DIR`, `--proc DIR` and `--kernel-log FILE` take the place of /sys, /proc and /dev/kmsg.
+For tests, `--sys DIR`, `--proc DIR` and `--kernel-log FILE` take the place of /sys, /proc and /dev/kmsg, and with
+`--pace 10` a second takes a tenth of one.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from runner.box.gpus.kernel_log import KernelLog
 
 
 def main(arguments: list[str]) -> int:
-    places = {"--sys": "/sys", "--proc": "/proc", "--kernel-log": "/dev/kmsg"}
+    options = {"--sys": "/sys", "--proc": "/proc", "--kernel-log": "/dev/kmsg", "--pace": "1"}
     given = dict(zip(arguments[::2], arguments[1::2], strict=False))
-    if len(given) * 2 != len(arguments) or not given.keys() <= places.keys():
-        sys.exit(f"error: the collector takes {', '.join(places)}, each with a path")
-    places |= given
+    if len(given) * 2 != len(arguments) or not given.keys() <= options.keys():
+        sys.exit(f"error: the collector takes {', '.join(options)}, each with a value")
+    options |= given
     try:
         link = socket.socket(fileno=os.dup(0))
     except OSError:
         sys.exit("error: the collector talks to the daemon over a socket as its standard input; the daemon starts it")
     _settle()
-    bus = Bus(places["--sys"], places["--proc"])
-    collector = Collector(bus, Holders(places["--proc"]), KernelLog(places["--kernel-log"]))
+    bus = Bus(options["--sys"], options["--proc"])
+    collector = Collector(bus, Holders(options["--proc"]), KernelLog(options["--kernel-log"]))
     gc.collect()
     gc.freeze()
-    return run(Link(link), collector)
+    return run(Link(link), collector, float(options["--pace"]))
 
 
 def _settle() -> None:

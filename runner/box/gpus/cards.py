@@ -11,17 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from runner import words
-from runner.box.gpus.frames import ASLEEP, ERROR, LOST, Frame, Probe, Reading
+from runner.box.gpus.frames import ASLEEP, ERROR, LOST, OK, Frame, Probe, Reading
 from runner.box.gpus.placement import Card, gib, jobs, portion, short
-from runner.box.gpus.usage import Ours, Usage, held_by, in_the_way, overrun, usage
+from runner.box.gpus.usage import Ours, Usage, held_by, in_the_way, overrun, told, unclaimed, usage
 from runner.box.store import KnownGpu, Stuck
 from runner.model import Gpu, Job, Process, Sample
 
 MISSED_FRAMES = 2  # without a GPU, before it is missing
+LOST_FRAMES = 10  # in a row in which it is lost or missing, before jobs are ended: many that seemed so were back soon
 GOOD_FRAMES = 3  # with one that was lost, before it is trusted again
 FELL_OFF = 79  # the XID that says so
 FELL, MISSING = "fell off the bus at", "is missing since"
 FREE_SLACK = 256 << 20  # bytes that may still be used on a GPU that is free again
+CLOCK_BACK = 60.0  # seconds; no reading is so late: one that seems to be was taken after the clock had gone back
 SAMPLE_FIELDS = {each.name for each in fields(Sample)} - {"at"}
 
 
@@ -36,12 +38,16 @@ class Seen:
     processes: list[Process] = field(default_factory=list)
 
     @property
-    def used_bytes(self) -> int:
+    def used_bytes(self) -> int | None:
         used = self.sample.get("memory_used_bytes")
-        return used if isinstance(used, int) else 0
+        return used if isinstance(used, int) else None
 
     def learn(self, reading: Reading, at: float) -> None:
         self.reading, self.at = reading, at
+        if reading.state != OK:  # what was read before is not what it is now
+            self.sample, self.absent = {}, {}
+        if reading.state == ASLEEP:
+            self.processes = []  # or it would not sleep
         self.sample |= reading.sample
         for name in reading.sample:
             self.absent.pop(name, None)
@@ -58,7 +64,8 @@ class Fault:
 
     since: float
     words: str  # "fell off the bus at" that time, "is missing since" it
-    good: int = 0  # frames in which it was all right again
+    good: int = 0  # frames in a row in which it was all right again
+    bad: int = 0  # frames in a row in which it was not
 
 
 @dataclass(slots=True)
@@ -93,13 +100,14 @@ class Cards:
             self.links = frame.links
         for reading in frame.cards:
             self._see(reading, frame.at)
+            self._recover(reading)
             self._missed.pop(reading.uuid, None)
         for uuid in self.known.keys() - {reading.uuid for reading in frame.cards}:
-            self._miss(uuid, frame.at)
+            self._miss(uuid, frame)
         for xid in frame.xids:
             if xid.code == FELL_OFF:
                 for uuid in (uuid for uuid, gpu in self.known.items() if gpu.bus_id.lower() == xid.bus_id.lower()):
-                    self.faults[uuid] = Fault(xid.at, FELL)
+                    self._fell(uuid, xid.at)
         self._look_whether_free()
 
     def learn_one(self, probe: Probe) -> None:
@@ -110,17 +118,28 @@ class Cards:
         seen = self._seen.setdefault(reading.uuid, Seen(reading, at))
         seen.learn(reading, at)
         self._know(reading, at)
-        fault = self.faults.get(reading.uuid)
         if reading.state == LOST:
-            self.faults[reading.uuid] = Fault(fault.since if fault else at, FELL)
-        elif fault is not None:
-            fault.good += 1
-            if fault.good >= GOOD_FRAMES:
-                del self.faults[reading.uuid]
+            self._fell(reading.uuid, at)
         if reading.processes is not None:
             for process in seen.processes:
                 process.job = self.ours.job_of(process)
             self._note_peaks(seen)
+
+    def _recover(self, reading: Reading) -> None:
+        """One that was lost is trusted again after some cycles in which it was all right."""
+        fault = self.faults.get(reading.uuid)
+        if fault is None:
+            return
+        if reading.state in (OK, ASLEEP):
+            fault.good, fault.bad = fault.good + 1, 0
+        else:
+            fault.good, fault.bad = 0, fault.bad + (reading.state == LOST)
+        if fault.good >= GOOD_FRAMES:
+            del self.faults[reading.uuid]
+
+    def _fell(self, uuid: str, at: float) -> None:
+        fault = self.faults.setdefault(uuid, Fault(at, FELL))
+        fault.words, fault.good = FELL, 0
 
     def _know(self, reading: Reading, at: float) -> None:
         known = self.known.get(reading.uuid)
@@ -131,17 +150,18 @@ class Cards:
         known.name, known.bus_id = reading.name or known.name, reading.bus_id or known.bus_id
         known.memory_bytes, known.unified = reading.memory_bytes or known.memory_bytes, reading.unified
 
-    def _miss(self, uuid: str, at: float) -> None:
-        self._missed[uuid] = self._missed.get(uuid, 0) + 1
+    def _miss(self, uuid: str, frame: Frame) -> None:
+        """One of which there is no word. Where there are cards that can't say who they are, it may be one of those."""
+        self._missed[uuid] = self._missed.get(uuid, 0) + (not frame.unnamed)
         if self._missed[uuid] >= MISSED_FRAMES:
             fault = self.faults.setdefault(uuid, Fault(self.known[uuid].last_seen_at, MISSING))
-            fault.good = 0
+            fault.good, fault.bad = 0, fault.bad + (not frame.unnamed)
 
     def _note_peaks(self, seen: Seen) -> None:
         held: dict[int, int] = {}
         for process in seen.processes:
-            if process.job in self.ours.active and process.job is not None:
-                held[process.job] = held.get(process.job, 0) + (process.memory_bytes or 0)
+            if process.job is not None and process.job in self.ours.active and process.memory_bytes is not None:
+                held[process.job] = held.get(process.job, 0) + process.memory_bytes
         for job_id, amount in held.items():
             key = (job_id, self.ours.active[job_id].attempt)
             self.peaks[key] = max(self.peaks.get(key, 0), amount)
@@ -150,24 +170,28 @@ class Cards:
 
     def given(self, job: Job) -> None:
         """A job gets its GPUs (`job.allotted`)."""
+        self.peaks = {key: most for key, most in self.peaks.items() if key[0] in self.ours.active}
         for uuid in job.allotted:
             self.freeing.pop(uuid, None)
-            if not job.shares and uuid in self._seen:
+            self._before.pop(uuid, None)
+            seen = self._seen.get(uuid)
+            if not job.shares and seen is not None and (seen.used_bytes is not None or seen.reading.state == ASLEEP):
                 self._before[uuid] = self._usage(uuid, [])[1].foreign_bytes
 
     def taken_back(self, job: Job, now: float) -> None:
-        """A job that had GPUs has ended, or never began."""
-        self.peaks.pop((job.id, job.attempt), None)
+        """A job that had GPUs has ended, or never began. Not yet durably: what is known of it is kept, in case that it
+        is told again."""
         for uuid in job.allotted:
             if not job.shares and not job.adopts and uuid in self.known:
-                self.freeing[uuid] = Freeing(job.id, now, self._before.pop(uuid, None))
+                self.freeing[uuid] = Freeing(job.id, now, self._before.get(uuid))
 
     def peak(self, job: Job) -> int | None:
         return self.peaks.get((job.id, job.attempt))
 
-    def lost_of(self, job: Job, now: float) -> str | None:
-        """The sentence for a job one of whose GPUs is lost."""
-        lost = next((uuid for uuid in job.allotted if uuid in self.faults), None)
+    def lost_of(self, job: Job, now: float, sure: bool = False) -> str | None:
+        """The sentence for a job one of whose GPUs is lost. sure: and has been for long enough to end a job for it."""
+        least = LOST_FRAMES if sure else 0
+        lost = next((uuid for uuid in job.allotted if uuid in self.faults and self.faults[uuid].bad >= least), None)
         if lost is None:
             return None
         return f"{self.label(lost)} {self.faults[lost].words} {clock(self.faults[lost].since, now)}"
@@ -175,19 +199,29 @@ class Cards:
     def _look_whether_free(self) -> None:
         for uuid, freeing in list(self.freeing.items()):
             seen = self._seen.get(uuid)
-            if seen is not None and seen.at > freeing.since and self._is_free(uuid, freeing):
+            if seen is None:
+                continue
+            if seen.at < freeing.since - CLOCK_BACK:
+                freeing.since = seen.at
+            if seen.at > freeing.since and self._is_free(seen, freeing):
                 del self.freeing[uuid]
 
-    def _is_free(self, uuid: str, freeing: Freeing) -> bool:
+    def _is_free(self, seen: Seen, freeing: Freeing) -> bool:
         """A foreign process that came meanwhile is in the way in its own name."""
-        if self._seen[uuid].reading.state == ASLEEP:
+        if seen.reading.state == ASLEEP:
             return True
-        _, found = self._usage(uuid, [])
-        if any(process.job == freeing.job and process.alive for process in found.foreign):
+        if seen.used_bytes is None:
             return False
-        others = sum(each.memory_bytes or 0 for each in found.foreign if each.alive and each.job is None)
+        living = [process for process in seen.processes if process.alive]
+        if any(process.job == freeing.job for process in living):
+            return False
+        if self.known[seen.reading.uuid].unified:
+            return True  # what is used is the host's, and changes all the time
+        whose = all(process.memory_bytes is not None for process in living)  # can it be told?
+        if not whose and (freeing.before_bytes is None or seen.at - freeing.since > self._patience):
+            return True
         before = self._desktop if freeing.before_bytes is None else freeing.before_bytes + FREE_SLACK
-        return found.foreign_bytes <= max(before, others + FREE_SLACK)
+        return seen.used_bytes <= max(before, told(living) + FREE_SLACK)
 
     # --- what follows ---
 
@@ -251,7 +285,7 @@ class Cards:
 
     def _usage(self, uuid: str, holders: Sequence[Job]) -> tuple[Seen, Usage]:
         seen = self._seen[uuid]
-        return seen, usage(seen.used_bytes, seen.processes, holders)
+        return seen, usage(seen.used_bytes or 0, seen.processes, holders)
 
     def _card(self, gpu: KnownGpu, holders: list[Job], silence: str | None, now: float) -> Card:
         label, memory = self.label(gpu.uuid), gpu.memory_bytes or 0
@@ -263,8 +297,14 @@ class Cards:
         if seen.reading.state == ASLEEP:
             return Card(gpu.uuid, label, gpu.name, memory, closed=closed, asleep=True, lost=lost)
         taken, passing = self._taken(gpu, found, label)
-        foreign = found.foreign_bytes + overrun(found, holders)
-        return Card(gpu.uuid, label, gpu.name, memory, foreign, closed, taken, passing, lost=lost)
+        over = overrun(found, holders)
+        mine = unclaimed(found) if holders else 0
+        ours = mine > 0 and not in_the_way(found, self._desktop + mine, gpu.unified)
+        foreign = found.foreign_bytes + over
+        return Card(
+            gpu.uuid, label, gpu.name, memory, foreign, closed, taken, passing, lost=lost, ours_bytes=over + mine,
+            ours=ours,
+        )  # fmt: skip
 
     def _closed(self, gpu: KnownGpu, label: str, silence: str | None, now: float) -> tuple[str, str] | None:
         """(its state, why nothing at all starts on it)."""
@@ -284,6 +324,9 @@ class Cards:
         if gpu.uuid in self._missed or seen.reading.state == ERROR:
             why = f": {seen.reading.detail}" if seen.reading.detail else ""
             return words.UNKNOWN, f"{label} can't be read just now{why}"
+        if seen.reading.state == OK and seen.used_bytes is None:
+            why = seen.absent.get("memory_used_bytes", "it was not read")
+            return words.UNKNOWN, f"{label}: how much of its memory is in use is not known ({why})"
         return None
 
     def _taken(self, gpu: KnownGpu, found: Usage, label: str) -> tuple[str | None, bool]:
@@ -292,7 +335,7 @@ class Cards:
         if freeing is not None:
             still = f", {gib(found.foreign_bytes)} GiB are still in use" if found.foreign_bytes > FREE_SLACK else ""
             return f"{label} is being freed after job {freeing.job}{still}", True
-        if in_the_way(found, self._desktop):
+        if in_the_way(found, self._desktop, gpu.unified):
             return f"{label} {held_by(found, gpu.memory_bytes or 0)}", False
         return None, False
 
@@ -303,8 +346,8 @@ class Cards:
         shown = Gpu(gpu.uuid, gpu.name, self.index(gpu.uuid), gpu.bus_id, gpu.memory_bytes, gpu.unified, state, why)
         shown.drained, shown.jobs = gpu.drained, [job.id for job in holders]
         shown.declared_bytes = sum(job.gpu_memory_bytes for job in holders if job.shares)
-        shown.foreign_bytes = card.foreign_bytes
-        if seen is not None and card.lost is False and silence is None:
+        if seen is not None and not card.lost and silence is None:
+            shown.foreign_bytes = self._usage(gpu.uuid, holders)[1].foreign_bytes
             sample = {name: value for name, value in seen.sample.items() if name in SAMPLE_FIELDS}
             shown.sample = Sample(seen.at, **sample)  # type: ignore[arg-type]
             shown.absent, shown.processes = dict(seen.absent), seen.processes
@@ -314,7 +357,7 @@ class Cards:
         """Of one that is open: (its state, who has it)."""
         if holders:
             ids = jobs([job.id for job in holders])
-            if not holders[0].shares:
+            if not all(job.shares for job in holders):
                 return words.BUSY, ids
             declared = sum(job.gpu_memory_bytes for job in holders)
             return words.SHARED, f"{ids}, {portion(declared, card.memory_bytes)} declared"

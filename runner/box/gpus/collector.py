@@ -33,18 +33,21 @@ LINE_MAX = 4096  # bytes of what the daemon says
 FAREWELL = 2.0  # seconds for the last line to leave
 
 
-def run(link: Link, collector: Collector) -> int:
-    """Read and tell, once a second, until the daemon is gone (0) or the GPUs can't be read at all (3)."""
-    due = time.monotonic()
+def run(link: Link, collector: Collector, pace: float = 1.0) -> int:
+    """Read and tell, once a second, until the daemon is gone (0) or the GPUs can't be read at all (3).
+
+    pace: how fast the collector's seconds pass; tests are in a hurry.
+    """
+    due = time.monotonic() * pace
     try:
         while True:
             if not link.full:  # a daemon that does not listen needs no more to be said
                 link.send(collector.frame(due))
-            due = following(due, time.monotonic())
-            for line in link.lines(until=due):
+            due = following(due, time.monotonic() * pace)
+            for line in link.lines(until=due / pace):
                 verb, _, uuid = line.partition(" ")
                 if verb == "probe":
-                    link.send(collector.probe(uuid))
+                    link.send(collector.probe(uuid, time.monotonic() * pace))
     except ConnectionError:
         return 0
     except Lost as lost:
@@ -120,13 +123,14 @@ class Link:
 class Turn:
     """What a card's next readings depend on."""
 
-    __slots__ = ("cold_at", "failures", "pids", "used", "warm_at")
+    __slots__ = ("cold_at", "failures", "pids", "used", "warm_at", "worked")
 
     def __init__(self, now: float) -> None:
         self.warm_at = self.cold_at = now  # monotonic
         self.used: object = None  # bytes in use when its processes were read last
         self.pids: list[int] = []
         self.failures = 0  # cycles in a row in which it answered nothing but errors
+        self.worked = False  # something was read of it
 
     def tiers(self, now: float, index: int) -> tuple[float, ...]:
         """What is due. After the first time the cards take turns with what is slow, so that no cycle has it all."""
@@ -149,6 +153,8 @@ class Collector:
         self._session: Session | None = None
         self._seen: dict[str, Message] = {}  # UUID -> who it is: every card that this process came to know
         self._down: dict[str, tuple[str, str]] = {}  # UUID -> state and words: those that are there, without a handle
+        self._unknown: list[str] = []  # places of sleeping cards of which nobody knows the UUID
+        self._unnamed = 0  # cards that are there, could not be opened, and whose UUIDs this process does not know
         self._turns: dict[str, Turn] = {}
         self._links: dict[str, int] | None = None  # not told yet
         self._pause = PAUSE
@@ -167,12 +173,14 @@ class Collector:
         if self._links is not None:
             frame["links"], self._links = self._links, None
         frame["xids"] = self._log.read()
+        if self._unnamed:
+            frame["unnamed"] = self._unnamed
         frame["cost"] = round(time.monotonic() - begun, 6)
         return frame
 
-    def probe(self, uuid: str) -> Message:
+    def probe(self, uuid: str, now: float) -> Message:
         """One card, with the hot fields and its processes read now."""
-        at, now = time.time(), time.monotonic()
+        at = time.time()
         card = next((card for card in self._session.cards if card.uuid == uuid), None) if self._session else None
         if card is not None:
             answer = self._read(card, now, at, probing=True)
@@ -193,11 +201,12 @@ class Collector:
         try:
             values, reasons = card.read(tiers, now)
             _answered(turn, bool(values) or not any(why.startswith("error") for why in reasons.values()))
+            turn.worked = turn.worked or bool(values)
             used = values.get("memory_used_bytes")
             due = probing or WARM in tiers or _moved(turn.used, used)
             processes = self._processes(card, now, turn, used, reasons) if due else None
         except Lost as lost:
-            return _as(who, *self._lose(card, lost))
+            return _as(who, *self._lose(card, lost, now))
         return who | {
             "state": OK,
             "detail": "",
@@ -224,9 +233,11 @@ class Collector:
     def _without_handle(self, uuid: str) -> Message:
         return _as(self._seen[uuid], *self._down[uuid])
 
-    def _lose(self, card: Card, lost: Lost) -> tuple[str, str]:
-        """Its handle is void: it is not used again, and NVML is opened anew soon."""
+    def _lose(self, card: Card, lost: Lost, now: float) -> tuple[str, str]:
+        """Its handle is void: it is not used again, and NVML is opened anew; soon, if it worked until now."""
         assert self._session is not None
+        if self._turns[card.uuid].worked:
+            self._pause, self._retry_at = PAUSE, min(self._retry_at, now + PAUSE)
         self._session.cards.remove(card)
         self._down[card.uuid] = _state(lost)
         return self._down[card.uuid]
@@ -243,12 +254,13 @@ class Collector:
         return self._session
 
     def _outdated(self, session: Session, now: float) -> bool:
-        if any(state != ASLEEP for state, _ in self._down.values()):
+        if session.failed or any(state != ASLEEP for state, _ in self._down.values()):
             if now >= self._retry_at:
                 return True
         elif now >= self._retry_at:
             self._pause = PAUSE
-        if any(state == ASLEEP and not self._sleeps(uuid) for uuid, (state, _) in self._down.items()):
+        sleeping = [str(self._seen[uuid]["bus_id"]) for uuid, (state, _) in self._down.items() if state == ASLEEP]
+        if not all(self._bus.asleep(place) for place in (*sleeping, *self._unknown)):
             return True
         if now < self._count_at:
             return False
@@ -257,9 +269,6 @@ class Collector:
             return session.changed()
         except Lost:
             return True
-
-    def _sleeps(self, uuid: str) -> bool:
-        return self._bus.asleep(str(self._seen[uuid]["bus_id"]))
 
     def _open(self, now: float) -> Session:
         """Open NVML, and find out what became of the cards that were seen before."""
@@ -283,11 +292,15 @@ class Collector:
     def _meet(self, asleep: list[str]) -> None:
         """Sleeping cards that only the kernel could tell us of. One that it does not know stays out until it wakes."""
         known = {who["bus_id"] for who in self._seen.values()}
+        self._unknown.clear()
         for place in asleep:
-            if place not in known and (said := self._bus.identity(place)) is not None:
-                uuid, name = said
-                index = self._bus.gpus().index(place)
-                self._seen[uuid] = _who(uuid, index, name, place, None, False)
+            if place in known:
+                continue
+            if (said := self._bus.identity(place)) is None:
+                self._unknown.append(place)
+                continue
+            uuid, name = said
+            self._seen[uuid] = _who(uuid, self._bus.gpus().index(place), name, place, None, False)
 
     def _miss(self, session: Session, asleep: list[str]) -> None:
         """Those without a handle that are still there. One that is not enumerated any more is the daemon's to miss."""
@@ -299,6 +312,8 @@ class Collector:
                 self._down[uuid] = ASLEEP, ""
             elif session.failed and (why := session.why_not(place)) is not None:
                 self._down[uuid] = _state(why)
+        named = sum(state == ERROR for state, _ in self._down.values())
+        self._unnamed = max(sum(_state(why)[0] == ERROR for why in session.failed) - named, 0)
 
 
 def _who(uuid: str, index: int, name: str, place: str, memory_bytes: int | None, unified: bool) -> Message:

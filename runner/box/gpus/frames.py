@@ -62,7 +62,7 @@ class Xid:
 
 @dataclass(slots=True)
 class Frame:
-    """All cards that are there, in one cycle. A card that is not in it is missing."""
+    """All cards that are there, in one cycle. A card that is not in it is missing, unless some are unnamed."""
 
     at: float
     driver: str = ""
@@ -71,6 +71,7 @@ class Frame:
     cards: list[Reading] = field(default_factory=list)
     links: dict[tuple[str, str], int] | None = None  # sorted pair of UUIDs -> topology level; None: as before
     xids: list[Xid] = field(default_factory=list)
+    unnamed: int = 0  # cards that are there and can't say who they are: those that are missing may be among them
 
 
 @dataclass(slots=True)
@@ -126,6 +127,7 @@ def _frame(said: Mapping[str, object], at: float) -> Frame:
         _cards(said.get("gpus")),
         _links(said.get("links")),
         _xids(said.get("xids")),
+        _whole(said.get("unnamed"), 0, COUNT_MAX) or 0,
     )
 
 

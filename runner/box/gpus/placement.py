@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,10 +33,17 @@ class Card:
     passing: bool = False  # what it is taken by goes away by itself: memory that is being freed
     asleep: bool = False
     lost: bool = False
+    ours_bytes: int = 0  # of foreign_bytes, what goes with our own jobs on it, as far as can be seen
+    ours: bool = False  # and so does what it is taken by
 
     @property
     def open_bytes(self) -> int:
         return max(self.memory_bytes - self.foreign_bytes, 0)
+
+    @property
+    def lasting_bytes(self) -> int:
+        """What is open when our own jobs on it have ended."""
+        return self.memory_bytes if self.passing else min(self.open_bytes + self.ours_bytes, self.memory_bytes)
 
 
 @dataclass(slots=True)
@@ -44,7 +52,7 @@ class Slot:
 
     card: Card
     jobs: list[int] = field(default_factory=list)
-    alone: bool = False  # one of them has it for itself
+    alone: int = 0  # how many of them have it for themselves: two where one was adopted
     declared_bytes: int = 0
     kept: bool = False  # for the first job that waits
 
@@ -56,16 +64,17 @@ class Slot:
         if self.alone or self.kept or self.card.closed is not None:
             return False
         if job.shares:
-            return self.free_bytes >= job.gpu_memory_bytes
-        return not self.jobs and self.card.taken is None and _large_enough(self.card, job)
+            return not self.card.passing and self.free_bytes >= job.gpu_memory_bytes
+        return not self.jobs and self.card.taken is None and _large_enough(self.card.open_bytes, job)
 
     def could_admit(self, job: Job) -> bool:
         """As soon as our own jobs on it have ended."""
-        if self.card.closed is not None:
+        card = self.card
+        if card.closed is not None:
             return False
         if job.shares:
-            return (self.card.memory_bytes if self.card.passing else self.card.open_bytes) >= job.gpu_memory_bytes
-        return (self.card.taken is None or self.card.passing) and _large_enough(self.card, job, passing=True)
+            return card.lasting_bytes >= job.gpu_memory_bytes
+        return (card.taken is None or card.passing or card.ours) and _large_enough(card.lasting_bytes, job)
 
     def copy(self) -> Slot:
         return Slot(self.card, list(self.jobs), self.alone, self.declared_bytes, self.kept)
@@ -77,6 +86,7 @@ class Slots:
     def __init__(self, cards: Iterable[Card], links: Links) -> None:
         self._slots = {card.uuid: Slot(card) for card in cards}
         self._links = links
+        self._types: dict[str, list[Slot]] = {}  # what somebody wished for -> the slots that match
 
     def copy(self) -> Slots:
         other = Slots((), self._links)
@@ -87,17 +97,22 @@ class Slots:
         for slot in self._of(uuids):
             slot.jobs.append(job.id)
             slot.declared_bytes += job.gpu_memory_bytes if job.shares else 0
-            slot.alone |= not job.shares
+            slot.alone += not job.shares
 
     def give(self, job: Job, uuids: Iterable[str]) -> None:
         for slot in self._of(uuids):
             slot.jobs.remove(job.id)
             slot.declared_bytes -= job.gpu_memory_bytes if job.shares else 0
-            slot.alone = slot.alone and job.shares
+            slot.alone -= not job.shares
 
     def _of(self, uuids: Iterable[str]) -> list[Slot]:
         """A GPU that was taken out of the box is no longer among them."""
         return [self._slots[uuid] for uuid in uuids if uuid in self._slots]
+
+    def _of_type(self, wish: str) -> list[Slot]:
+        if wish not in self._types:
+            self._types[wish] = [slot for slot in self._slots.values() if matches(wish, slot.card)]
+        return self._types[wish]
 
     # --- choosing ---
 
@@ -107,7 +122,7 @@ class Slots:
             return tuple(job.gpu_uuids)  # it has them already, whoever else does
         if not job.gpus:
             return ()
-        fitting = [slot for slot in self._slots.values() if matches(job.gpu_type, slot.card) and slot.admits(job)]
+        fitting = [slot for slot in self._of_type(job.gpu_type) if slot.admits(job)]
         if beside is not None:
             fitting = [slot for slot in fitting if beside._slots[slot.card.uuid].admits(job)]
         if len(fitting) < job.gpus:
@@ -119,12 +134,12 @@ class Slots:
         """Whether it is only our own jobs that it waits for."""
         if job.gpu_uuids or not job.gpus:
             return True
-        could = [s for s in self._slots.values() if matches(job.gpu_type, s.card) and s.could_admit(job)]
+        could = [slot for slot in self._of_type(job.gpu_type) if slot.could_admit(job)]
         return len(could) >= job.gpus
 
     def keep(self, job: Job) -> None:
         """Set aside the GPUs that a job waits for whose time is not known: those nearest to being free."""
-        could = [s for s in self._slots.values() if matches(job.gpu_type, s.card) and s.could_admit(job)]
+        could = [slot for slot in self._of_type(job.gpu_type) if slot.could_admit(job)]
         could.sort(key=lambda slot: (not slot.admits(job), len(slot.jobs), -slot.free_bytes, slot.card.label))
         for slot in could[: job.gpus]:
             slot.kept = True
@@ -145,7 +160,7 @@ class Slots:
 
     def lacks(self, job: Job) -> str:
         """What a job needs of the GPUs, and what is in its way on each that would do."""
-        wanted = [slot for slot in self._slots.values() if matches(job.gpu_type, slot.card)]
+        wanted = self._of_type(job.gpu_type)
         ready = [slot for slot in wanted if slot.admits(job)]
         obstacles = list(dict.fromkeys(_obstacle(slot, job) for slot in wanted if not slot.admits(job)))
         named = "; ".join(obstacles[:NAMED_MAX])
@@ -156,8 +171,7 @@ class Slots:
         return f"{needs(job)}, {len(ready)} of {len(wanted)} free: {named}"
 
 
-def _large_enough(card: Card, job: Job, passing: bool = False) -> bool:
-    memory = card.memory_bytes if passing and card.passing else card.open_bytes
+def _large_enough(memory: int, job: Job) -> bool:
     if job.gpu_floor_bytes is not None and memory <= job.gpu_floor_bytes:
         return False
     return memory >= job.gpu_memory_bytes
@@ -180,12 +194,12 @@ def _obstacle(slot: Slot, job: Job) -> str:
         return card.closed
     if slot.alone or (slot.jobs and not job.shares):
         return f"{card.label} has {jobs(slot.jobs)}"
-    if slot.kept:
-        return f"{card.label} is kept for the job that is first"
     if job.shares:
         beside = f" beside {jobs(slot.jobs)}" if slot.jobs else ""
         left = f"{card.label} has {portion(slot.free_bytes, card.memory_bytes)} left{beside}"
-        return f"{left}: {card.taken}" if card.taken is not None and not slot.jobs else left
+        if card.passing and card.taken is not None:
+            return card.taken
+        return left if card.taken is None or slot.jobs else f"{left}, {card.taken.removeprefix(f'{card.label} ')}"
     if card.taken is not None:
         return card.taken
     if job.gpu_floor_bytes is not None and card.open_bytes <= job.gpu_floor_bytes:
@@ -207,12 +221,16 @@ def needs(job: Job) -> str:
 
 def matches(wish: str, card: Card) -> bool:
     """Whether a card is what --gpu-type says: the start of its UUID, or words of its name ("3090", "rtx 4090")."""
-    if not wish:
-        return True
-    if wish.lower().startswith("gpu-"):
-        return card.uuid.lower().startswith(wish.lower())
-    name = _words(card.name)
-    return all(word in name or word in _pairs(name) for word in _words(wish))
+    return not wish or _named(wish.lower(), card.uuid.lower(), card.name)
+
+
+@functools.lru_cache(1024)
+def _named(wish: str, uuid: str, name: str) -> bool:
+    """Remembered: one pass asks for each of 10,000 jobs."""
+    if wish.startswith("gpu-"):
+        return uuid.startswith(wish)
+    said, wanted = _words(name), _words(wish)
+    return bool(wanted) and all(word in said or word in _pairs(said) for word in wanted)
 
 
 def _words(text: str) -> list[str]:
@@ -246,8 +264,9 @@ def exceeds(job: Job | JobSpec, cards: Sequence[Card]) -> str | None:
     known = [card.memory_bytes for card in fitting if card.memory_bytes]
     enough = [memory for memory in known if memory >= job.gpu_memory_bytes]
     if len(enough) < job.gpus and len(known) == len(fitting):
-        largest = f"the largest has {gib(max(known))} GiB" if not enough else f"{len(enough)} of them has that much"
-        return f"{asked} with {gib(job.gpu_memory_bytes)} GiB; {largest}: {inventory(cards)}"
+        few = f"{len(enough)} of them {'has' if len(enough) == 1 else 'have'} that much"
+        there = few if enough else f"the largest has {gib(max(known))} GiB"
+        return f"{asked} with {gib(job.gpu_memory_bytes)} GiB; {there}: {inventory(cards)}"
     return None
 
 

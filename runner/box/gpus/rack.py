@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from runner.box.gpus.cards import Cards
@@ -11,12 +12,13 @@ from runner.box.gpus.placement import Card, matches
 from runner.box.gpus.usage import Ours
 from runner.box.settings import Settings
 from runner.box.store import KnownGpu, Store, Stuck
-from runner.errors import BadRequest, NotFound, StateDamaged
+from runner.errors import BadRequest, DiskFull, NotFound, StateDamaged
 from runner.job import processes
 from runner.model import Evidence, Gpu, Job, Process
 
 FRESH_SECONDS = 0.25  # a reading older than this is not enough to start a job on
-PROBE_SECONDS, PROBE_SECONDS_MAX = 0.05, 0.25  # between looks at a GPU that is being freed: the first, the slowest
+ASKED_SECONDS = 2.0  # but one that was asked for is, however slow the driver is
+PROBE_SECONDS, PROBE_SECONDS_MAX = 0.015, 0.2  # between looks at a GPU that is being freed: the first, the slowest
 STUCK_SECONDS = 2.0  # between looks for processes that would not die
 SEEN_SECONDS = 3600.0  # how far `last_seen_at` in the database may be behind
 FOREVER = float("inf")
@@ -24,7 +26,7 @@ FOREVER = float("inf")
 
 class Rack:
     def __init__(self, settings: Settings, store: Store) -> None:
-        self._store = store
+        self._store, self._patience = store, settings.gpu_free_seconds
         self.ours = Ours(store.box_id)
         self.cards = Cards(store.gpus(), self.ours, settings.gpu_desktop_bytes, settings.gpu_free_seconds)
         # What is not known before somebody watches: by default there is no collector, and no GPU.
@@ -33,27 +35,27 @@ class Rack:
         self.driver = ""
         self._written = {uuid: replace(gpu) for uuid, gpu in self.cards.known.items()}  # as the database has them
         self._probes: dict[str, tuple[float, float]] = {}  # being freed -> (when to look again, pause after that)
-        self._awaited: set[str] = set()  # asked for by `settled`
+        self._asked: dict[str, float] = {}  # GPU -> when `settled` asked for it
+        self._awaited: set[str] = set()  # of these, those that were not read since
+        self._answered: dict[str, float] = {}  # GPU -> when a reading came that `settled` had asked for
         self._signs: object = None  # what was last told to matter
 
     # --- hearing ---
 
     def heard(self, value: object, now: float) -> bool:
         """Take what the collector (or its absence) says; True when it may change what starts or ends."""
-        answered = False
         if isinstance(value, Frame):
             self.driver = value.driver
             self.cards.learn(value)
             self._remember(now)
-            answered = bool(self._awaited)
-            self._awaited.clear()
         elif isinstance(value, Probe):
             self.cards.learn_one(value)
-            answered = value.card.uuid in self._awaited
-            self._awaited.discard(value.card.uuid)
+        answers = {uuid for uuid in self._awaited if self.cards.read_at(uuid, now) >= self._asked[uuid]}
+        self._awaited -= answers
+        self._answered.update(dict.fromkeys(answers, now))
         signs = self._meaning(now)
         changed, self._signs = signs != self._signs, signs
-        return changed or answered
+        return changed or bool(answers)
 
     def _meaning(self, now: float) -> object:
         cards = self.facts(now)
@@ -64,8 +66,9 @@ class Rack:
         """New and changed GPUs into the database; when each was last seen, now and then."""
         changed = [gpu for gpu in self.cards.known.values() if self._differs(gpu)]
         if changed:
-            self._store.see_gpus(changed)
-            self._written.update((gpu.uuid, replace(gpu)) for gpu in changed)
+            with suppress(DiskFull):  # later, with another frame
+                self._store.see_gpus(changed)
+                self._written.update((gpu.uuid, replace(gpu)) for gpu in changed)
 
     def _differs(self, gpu: KnownGpu) -> bool:
         was = self._written.get(gpu.uuid)
@@ -120,22 +123,27 @@ class Rack:
     def settled(self, uuids: Iterable[str], now: float) -> bool:
         """Whether these were read a moment ago, so that whoever came in the last second was seen. If not, they are read
         now, and it is told (`heard`) when that is done."""
-        old = (
-            []
-            if self.probe is None
-            else [uuid for uuid in uuids if now - self.cards.read_at(uuid, now) > FRESH_SECONDS]
-        )
+        old = [uuid for uuid in uuids if self.probe is not None and not self._is_fresh(uuid, now)]
         for uuid in old:
-            self._ask(uuid)
-        self._awaited.update(old)
+            if uuid not in self._awaited or self._asked[uuid] > now:  # a clock that went back
+                self._asked[uuid] = now
+                self._awaited.add(uuid)
+                self._ask(uuid)
         return not old
+
+    def _is_fresh(self, uuid: str, now: float) -> bool:
+        read, asked = self.cards.read_at(uuid, now), self._asked.get(uuid, -FOREVER)
+        if now - read <= FRESH_SECONDS or now - ASKED_SECONDS <= asked <= read:
+            return True
+        return asked <= read and 0 <= now - self._answered.get(uuid, -FOREVER) <= FRESH_SECONDS
 
     def look(self, now: float) -> float:
         """Probe what is being freed, see whether stuck processes are gone; returns when to come again."""
         again = FOREVER
         for uuid in list(self._probes):
             due, pause = self._probes[uuid]
-            if uuid not in self.cards.freeing:
+            freeing = self.cards.freeing.get(uuid)
+            if freeing is None or now - freeing.since > self._patience:  # stuck: the frames will tell
                 del self._probes[uuid]
                 continue
             if due <= now:
@@ -163,9 +171,9 @@ class Rack:
     def peak(self, job: Job) -> int | None:
         return self.cards.peak(job)
 
-    def lost_of(self, job: Job, now: float) -> str | None:
-        """The sentence for a job one of whose GPUs is lost."""
-        return self.cards.lost_of(job, now)
+    def lost_of(self, job: Job, now: float, sure: bool = False) -> str | None:
+        """The sentence for a job one of whose GPUs is lost. sure: and has been for long enough to end a job for it."""
+        return self.cards.lost_of(job, now, sure)
 
     def floor_of(self, job: Job) -> int | None:
         """What was not enough for a job that ran out of GPU memory; None when there is nothing roomier to try."""
@@ -174,7 +182,8 @@ class Rack:
         if not had:
             return None
         floor = job.gpu_memory_bytes if job.shares else min(had)
-        roomier = [card for card in cards if matches(job.gpu_type, card) and card.memory_bytes > floor]
+        there = (card for card in cards if matches(job.gpu_type, card) and not card.lost)
+        roomier = [card for card in there if card.memory_bytes > floor]
         return floor if len(roomier) >= job.gpus else None
 
     # --- for people ---
@@ -191,7 +200,7 @@ class Rack:
         if name.isdecimal():
             found = [uuid for uuid in self.cards.known if self.cards.index(uuid) == int(name[:6])]
         else:
-            found = [uuid for uuid in self.cards.known if uuid.lower().startswith(name.lower())]
+            found = [uuid for uuid in self.cards.known if name and uuid.lower().startswith(name.lower())]
         if not found:
             raise NotFound(f"there is no GPU {name}", "`runner gpus` lists them")
         if len(found) > 1:

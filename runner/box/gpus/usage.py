@@ -18,6 +18,7 @@ class Ours:
     box_id: str = ""
     active: Mapping[int, Job] = field(default_factory=dict)
     supervisors: dict[int, int] = field(default_factory=dict)  # process id -> job
+    cgroups: bool = False  # each attempt has a cgroup of its own
 
     def job_of(self, process: Process) -> int | None:
         """The job of this box that a process belongs to, ended ones too: by its cgroup, else by its environment or
@@ -35,7 +36,7 @@ class Ours:
         if launch is None:
             return None
         if "/" in launch:
-            job = launch.partition("/")[0]
+            job = launch.partition("/")[0] if self.cgroups else ""  # else of another box on this computer
         else:
             box, _, rest = launch.rpartition("-")[0].rpartition("-")
             job = rest if box == self.box_id else ""
@@ -69,17 +70,25 @@ def usage(used_bytes: int, processes: Iterable[Process], holders: Sequence[Job])
             found.by_job[job] = found.by_job.get(job, 0) + process.memory_bytes
     rest = max(used_bytes - sum(found.by_job.values()), 0)
     if unsaid:
-        _guess(found, unsaid, have, rest)
+        _guess(found, unsaid, have, max(rest - told(found.foreign), 0))
         rest = max(used_bytes - sum(found.by_job.values()), 0)
     found.foreign_bytes = rest
     return found
 
 
 def _guess(found: Usage, unsaid: set[int], have: Mapping[int, Job], rest: int) -> None:
-    alone = not any(process.alive for process in found.foreign)
+    """What they declared comes first: what is guessed beyond it would be in others' way."""
     for job in sorted(unsaid):
-        share = rest // len(unsaid) if alone or not have[job].shares else min(rest, have[job].gpu_memory_bytes)
+        share = min(rest, have[job].gpu_memory_bytes) if have[job].shares else rest
         found.by_job[job] = found.by_job.get(job, 0) + share
+        rest -= share
+    if rest and not any(process.alive for process in found.foreign):
+        found.by_job[min(unsaid)] += rest
+
+
+def told(processes: Iterable[Process]) -> int:
+    """What they hold, as far as the driver says."""
+    return sum(process.memory_bytes or 0 for process in processes)
 
 
 def overrun(found: Usage, holders: Sequence[Job]) -> int:
@@ -87,10 +96,19 @@ def overrun(found: Usage, holders: Sequence[Job]) -> int:
     return sum(max(found.by_job.get(job.id, 0) - job.gpu_memory_bytes, 0) for job in holders if job.shares)
 
 
-def in_the_way(found: Usage, desktop_bytes: int) -> bool:
-    """Whether a job can't have the GPU for itself. A desktop that only draws is not in the way, up to a point."""
+def unclaimed(found: Usage) -> int:
+    """What no living process of others is seen to hold: a driver that lists no processes leaves all of it to guess."""
+    living = [process for process in found.foreign if process.alive]
+    if any(process.memory_bytes is None for process in living):
+        return 0
+    return max(found.foreign_bytes - told(living), 0)
+
+
+def in_the_way(found: Usage, desktop_bytes: int, unified: bool = False) -> bool:
+    """Whether a job can't have the GPU for itself. A desktop that only draws is not in the way, up to a point.
+    unified: what is used is mostly not the GPU's but the host's; only what the processes hold counts."""
     computes = any(process.alive and process.kind == "compute" for process in found.foreign)
-    return computes or found.foreign_bytes > desktop_bytes
+    return computes or (told(found.foreign) if unified else found.foreign_bytes) > desktop_bytes
 
 
 def held_by(found: Usage, total_bytes: int) -> str:

@@ -58,9 +58,9 @@ Spawn = Callable[[socket.socket], int]  # starts a collector on one end of a soc
 Heard = Callable[[Frame | Probe | Trouble | Silence], object]
 
 
-def spawner(log: int) -> Spawn:
+def spawner(log: int, *options: str) -> Spawn:
     """Starts `python -m runner.box.gpus` with the daemon's interpreter and environment; log: its standard error."""
-    command = [sys.executable, "-P", "-m", "runner.box.gpus"]
+    command = [sys.executable, "-P", "-m", "runner.box.gpus", *options]
 
     def spawn(link: socket.socket) -> int:
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
