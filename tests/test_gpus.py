@@ -510,6 +510,28 @@ def test_a_lost_gpu_fails_its_jobs_alone_and_comes_back(site: Site) -> None:
 
 
 @pytest.mark.crash
+def test_a_hiccup_of_the_driver_ends_no_job(site: Site) -> None:
+    """Each for long enough to be seen; a job that was ended for it would have failed."""
+    job = site.runs("--gpus", "1")
+    gpu, killed = site.on(job), site.collector()
+    gpu.lost()
+    site.gpu_becomes(gpu, words.GONE)
+    gpu.back()
+    site.gpu_becomes(gpu, words.BUSY)
+    gpu.fault(999)
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: site.collector() not in (0, killed), 20, site.box.story)
+    site.gpu_becomes(gpu, words.UNKNOWN)
+    for other in site.fake.gpus:
+        if other is not gpu:
+            site.gpu_becomes(other, words.FREE)
+    site.gpu_becomes(gpu, words.UNKNOWN)
+    gpu.back()
+    site.gpu_becomes(gpu, words.BUSY)
+    site.finish(job)
+
+
+@pytest.mark.crash
 def test_a_gpu_that_is_not_there_any_more_fails_its_job_and_the_others_are_still_themselves(site: Site) -> None:
     gone, after = site.fake.gpus[0], site.fake.gpus[2]
     victim = site.runs("--gpus", "1", "--gpu-type", gone.uuid)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from builders import GIB, Hall, a_hall, a_job, a_process, a_reading
 
 from runner import words
+from runner.box.api.box import _free
+from runner.box.api.house import House
 from runner.box.gpus.frames import LOST, Frame, Probe, Trouble
 from runner.box.gpus.rack import (
     ASKED_SECONDS,
@@ -151,6 +155,13 @@ def test_a_clock_that_goes_back_while_a_gpu_is_asked_for_holds_nothing_up(hall: 
     assert asked == [A, A]
     rack.heard(Probe(start - 3599, a_reading(A)), start - 3599)
     assert rack.settled([A], start - 3599)
+
+
+def test_a_gpu_that_sleeps_is_free_for_who_asks_for_the_box(hall: Hall, rack: Rack) -> None:
+    hall.sees(a_reading(A, None, state="asleep"), a_reading(B))
+    gpus = rack.view(hall.now)
+    assert [gpu.state for gpu in gpus] == [words.ASLEEP, words.FREE]
+    assert _free(cast(House, SimpleNamespace(daemon=hall.daemon)), gpus).gpus == 2
 
 
 # --- given, taken back, probed ---

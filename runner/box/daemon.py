@@ -30,6 +30,7 @@ from runner.model import Evidence, Exit, Job, JobSpec
 from runner.paths import AttemptDir
 
 BALLAST_BYTES = 64 << 20
+ASK_AGAIN = 30.0  # seconds: what could not be written then may be now
 LONG_AGO = -1e9  # when an attempt was asked for that is known not to come, so that it is waited for no longer
 NOWHERE: Mapping[int, Sequence[str]] = {}
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Daemon:
         self.wakes_at = float("inf")
         self._asked: dict[int, float] = {}  # active job -> when this daemon asked for its attempt (monotonic)
         self._behind = False  # the book is not what the database says
-        self._losing: set[int] = set()  # jobs that were asked to end because a GPU of theirs is lost
+        self._losing: dict[int, float] = {}  # job -> when it was asked to end because a GPU of its is lost
         self._stuck: dict[str, Stuck] = {}  # GPUs that this pass found to be left stuck
 
     # --- start ---
@@ -152,10 +153,10 @@ class Daemon:
         """The jobs whose GPU is lost, and not for a moment: they can't go on, and may not even notice."""
         active = [job for job in self.book.active.values() if job.allotted and not job.adopts]
         lost = [job for job in active if self.gpus.lost_of(job, now, sure=True) is not None]
-        new = [job for job in lost if job.id not in self._losing]
+        new = [job for job in lost if not 0 <= now - self._losing.get(job.id, -ASK_AGAIN) < ASK_AGAIN]
         if new:
             self._stop([self.stop_of(job, reason="gpu_lost") for job in new])
-            self._losing.update(job.id for job in new)
+            self._losing.update((job.id, now) for job in new)
 
     def fail(self, now: float) -> list[Move]:
         """The queued jobs whose environment or code could not be made."""
@@ -282,7 +283,7 @@ class Daemon:
     def _over(self, job: Job, end: Exit | None, now: float) -> int | None:
         """An attempt is over, or a job that waited; the most memory that it was seen to hold on a GPU."""
         self._asked.pop(job.id, None)
-        self._losing.discard(job.id)
+        self._losing.pop(job.id, None)
         self.preparation.forget(job.id)
         if job.state == words.QUEUED:
             return None

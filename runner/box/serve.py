@@ -219,6 +219,7 @@ class _Made:
         watch = Watch(spawner(self.diary.fd, *options), heard, self.diary.write, expected)
         closing.callback(watch.close)
         gpus.words, gpus.probe = watch.words, watch.probe
+        gpus.hint = lambda: watch.trouble.hint if watch.trouble is not None else ""
         watch.begin()
         if watch.pid is None:
             known.set()

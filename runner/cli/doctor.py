@@ -235,7 +235,8 @@ def _gpus(api: Client) -> Check:
     if not found and silent in (None, NO_DRIVER):
         return "GPUs", OK, f"{NO_DRIVER}: jobs without GPU run", ""
     if silent:
-        return "GPUs", FAIL if found else WARN, str(silent), "`nvidia-smi` shows whether the driver works"
+        hint = str(seen.get("hint") or "`nvidia-smi` shows whether the driver works")
+        return "GPUs", FAIL if found else WARN, str(silent), hint
     ill = [gpu for gpu in found if gpu["state"] in (words.GONE, words.STUCK, words.UNKNOWN)]
     if ill:
         said = "; ".join(str(gpu.get("why") or f"{gpu['uuid']} is {gpu['state']}") for gpu in ill)

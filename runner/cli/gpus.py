@@ -63,13 +63,13 @@ def gpus(arguments: list[str]) -> int:
         return 0
     found, silent = answer["gpus"], answer.get("silent")
     if not found:
-        output.say(f"{silent or NO_DRIVER}; jobs without GPU still run\n  hint: {DRIVER_HINT}")
+        output.say(f"{silent or NO_DRIVER}; jobs without GPU still run\n  hint: {answer.get('hint') or DRIVER_HINT}")
         return 0
     output.table(HEADINGS, [_row(gpu, silent) for gpu in found], gives_way=(len(HEADINGS) - 1, 1), painted=2)
     if "--processes" in given:
         _processes(found)
     if silent:
-        output.say(silent)
+        output.say(silent + (f"\n  hint: {answer['hint']}" if answer.get("hint") else ""))
     return 0
 
 

@@ -12,15 +12,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 from bed import base
 from bed.commands import call
 from bed.host import Host
 from bed.runs import Run
 
-# Without cmpxchg16b: the emulation (QEMU 7.2) spoils the flags of the one with which this kernel hands out memory, and
-# now and then that is a panic.
+# Without cmpxchg16b: with it, under QEMU 7.2, this kernel now and then panics in kmalloc, right behind that instruction
+# and with flags that no processor leaves.
 PROCESSOR = "qemu64,-cx16"
 MEMORY_MIB = 3072
 TOOLS = ("debootstrap", "qemu-system-x86_64", "mke2fs", "ssh", "scp", "setpriv", "unshare", "apt-get")

@@ -21,6 +21,7 @@ Named = Annotated[str, Path(min_length=1, max_length=100)]  # an index ("0"), a 
 class Gpus:
     gpus: list[Gpu]
     silent: str | None  # why nothing is known of them just now
+    hint: str  # what to do about that
 
 
 @dataclass
@@ -38,7 +39,8 @@ async def gpus(here: Here) -> Response:
     """Every GPU that the box has, or had until somebody said that it is gone for good."""
     await here.gpus_known()
     now = time.time()
-    return answer({"gpus": here.daemon.gpus.view(now), "silent": here.daemon.gpus.silence(now)})
+    rack = here.daemon.gpus
+    return answer({"gpus": rack.view(now), "silent": rack.silence(now), "hint": rack.hint()})
 
 
 @routes.post("/gpus/{name}/drain", response_model=One)

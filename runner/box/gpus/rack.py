@@ -32,6 +32,7 @@ class Rack:
         # What is not known before somebody watches: by default there is no collector, and no GPU.
         self.words: Callable[[float], str | None] = lambda now: "no NVIDIA driver found"
         self.probe: Callable[[str], None] | None = None  # has one GPU read at once; None: nobody to ask
+        self.hint: Callable[[], str] = lambda: ""  # what to do about `words`
         self.driver = ""
         self._written = {uuid: replace(gpu) for uuid, gpu in self.cards.known.items()}  # as the database has them
         self._probes: dict[str, tuple[float, float]] = {}  # being freed -> (when to look again, pause after that)
