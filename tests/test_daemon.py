@@ -705,7 +705,7 @@ def test_only_the_jobs_of_a_lost_gpu_are_ended_and_once(hall: Hall) -> None:
     hall.sees(a_reading(A, None, state=LOST), a_reading(B))
     hall.turn()
     assert (hall.read(lost).state, hall.read(lost).allotted) == (words.STARTING, [B])
-    assert hall.daemon._losing == set()
+    assert hall.daemon._losing == {}
     hall.agrees()
 
 
