@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from statistics import median
 
 from runner import words
 from runner.box.gpus.placement import GIB, gib
@@ -23,8 +22,8 @@ def program(spec: JobSpec) -> str:
 
 def expected_seconds(past: Sequence[Past]) -> float | None:
     """How long it is likely to run: the median of the last that succeeded. past: the newest first."""
-    took = [each.seconds for each in past if each.state == words.SUCCEEDED and each.seconds is not None][:RUNS]
-    return median(took) if took else None
+    took = sorted([each.seconds for each in past if each.state == words.SUCCEEDED and each.seconds is not None][:RUNS])
+    return (took[(len(took) - 1) // 2] + took[len(took) // 2]) / 2 if took else None
 
 
 def notes(spec: JobSpec, past: Sequence[Past], largest_bytes: int) -> list[str]:
