@@ -247,14 +247,14 @@ def launch_ids_alike() -> None:
 
 
 def spawned_before_commit() -> None:
-    def apply(self: Any, starts: Sequence[Job], moves: Any, fences: Any, now: float) -> None:
+    def apply(self: Any, starts: Sequence[Job], moves: Any, fences: Any, now: float, *more: Any) -> None:
         for job in starts:
             job.attempt += 1
         self.engine.start([self._launch(job) for job in starts])
         for job in starts:
             job.attempt -= 1
         start, self.engine.start = self.engine.start, lambda some: None
-        original(self, starts, moves, fences, now)
+        original(self, starts, moves, fences, now, *more)
         self.engine.start = start
 
     original = daemon_module.Daemon.apply
