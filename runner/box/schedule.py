@@ -139,8 +139,9 @@ class _Scan:
 
     def _refused(self, shape: _Shape) -> str | None:
         """Why such a job does not start, if that is known from another. The words are only of its own shape."""
-        if self.explain:
-            return self.refused.get(shape)
+        reason = self.refused.get(shape)
+        if reason is not None or self.explain:
+            return reason
         kind, memory, seconds = shape
         least = self.least.get(kind)
         return "" if least is not None and memory >= least[0] and seconds >= least[1] else None
