@@ -17,6 +17,7 @@ MARKED = {
     "browser": (300.0, "needs a browser"),
     "coverage": (180.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
+    "long": (60.0, "takes many seconds a test"),
 }
 # Marker -> why not even CI runs it.
 NOWHERE = {
@@ -30,10 +31,10 @@ FILES = {
     "collector": 30.0,
     "crash_pairs": 10.0,
     "daemon": 10.0,
-    "demo": 30.0,
+    "demo": 10.0,
     "engines": 15.0,
     "envs": 15.0,
-    "examples": 60.0,
+    "examples": 30.0,
     "gpus": 20.0,
     "main_job": 60.0,
     "plan": 30.0,
@@ -42,7 +43,8 @@ FILES = {
     "schedule": 15.0,
     "serve": 40.0,
     "simulation": 20.0,
-    "supervisor": 60.0,
+    "supervisor": 30.0,
+    "watch": 15.0,
 }
 OTHER_SECONDS = 6.0
 

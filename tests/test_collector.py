@@ -165,6 +165,7 @@ def test_a_process_has_the_fields_of_the_model_but_its_job(machine: Machine) -> 
     assert set(card["sample"]) | set(card["absent"]) == {field.name for field in fields(Sample)}
 
 
+@pytest.mark.long
 def test_later_frames_have_what_is_due(machine: Machine) -> None:
     gpu = machine.fake.add("3090")
     machine.start(pace=1)
@@ -626,6 +627,7 @@ def test_it_loads_little(machine: Machine) -> None:
     assert not loaded & {*TOO_LARGE}
 
 
+@pytest.mark.long
 def test_it_costs_little(machine: Machine, figure: Callable[[str], None]) -> None:
     """8 GPUs, 16 processes: at most 22 MiB and 0.3 s of processor a minute."""
     with contextlib.ExitStack() as processes:

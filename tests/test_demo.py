@@ -207,6 +207,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
         ours.end()
 
 
+@pytest.mark.long
 def test_a_day_of_four_people_on_four_gpus(demo: Demo, tmp_path: Path) -> None:
     mine = submitted(demo, tmp_path / "project")
     gpus: list[dict[str, Any]] = []

@@ -89,6 +89,7 @@ def test_digits_are_read_with_progress_numbers_and_a_picture(
     assert (tmp_path / "out/model.joblib").stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_digits_goes_on_from_its_checkpoint_to_the_same_end(
     digits_python: str, tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -381,6 +381,7 @@ def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+@pytest.mark.long
 def test_a_cancel_that_races_with_the_end_leaves_one_true_record(state: StateDir) -> None:
     reasons = set()
     for job in range(1, 101):
@@ -743,6 +744,7 @@ def test_a_burst_of_a_million_lines_under_the_cap_is_complete(state: StateDir) -
         assert sum(int(line) == number for number, line in enumerate(file, 1)) == 1_000_000
 
 
+@pytest.mark.long
 def test_a_flood_stays_small_on_disk(state: StateDir) -> None:
     ours = shell(state, f"head -c {2 << 30} /dev/zero | tr '\\0' x", log_head_bytes=16 * MIB, log_tail_bytes=16 * MIB)
     ours.begin()
