@@ -14,10 +14,10 @@ MARKED = {
     "crash": (900.0, "takes minutes"),
     "root": (300.0, "needs root"),
     "box": (900.0, "needs root and a test bed"),
-    "browser": (300.0, "needs a browser"),
+    "browser": (200.0, "needs a browser"),
     "coverage": (180.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
-    "long": (60.0, "takes many seconds a test"),
+    "long": (150.0, "takes many seconds a test"),
 }
 # Marker -> why not even CI runs it.
 NOWHERE = {

@@ -39,6 +39,8 @@ TORCH = (
 )
 OUT_OF_MEMORY = f"""\
 import os, sys
+
+pytestmark = pytest.mark.long
 if os.environ["RUNNER_ATTEMPT"] == "1":
     print("Traceback (most recent call last):", {TORCH!r}, sep=chr(10), file=sys.stderr)
     sys.exit(1)

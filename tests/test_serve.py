@@ -27,6 +27,8 @@ from runner.box import frozen
 from runner.box.diary import Diary
 from runner.box.turns import Turns
 
+pytestmark = pytest.mark.long
+
 Make = Callable[..., wire.Box]
 
 

@@ -32,6 +32,8 @@ CALM = replace(SHORT, silence=20.0, patience=40.0)  # where silence is not what 
 # A collector that does as it is told: these verbs, and an act written with them.
 VERBS = f"""
 import os, select, signal, sys, time
+
+pytestmark = pytest.mark.long
 FRAME = {a_line()!r} + b"\\n"
 TROUBLE = {a_line("trouble", code="driver_not_loaded", message="the driver is not loaded", hint="modprobe nvidia")!r}
 PROBE = {a_line("probe", gpus=[a_card(1)])!r} + b"\\n"
