@@ -24,6 +24,8 @@ from runner import words
 from runner.box.gpus.watch import driver_there
 from runner.job import processes
 
+pytestmark = pytest.mark.long
+
 GIB = 1 << 30
 MODELS = ("3090", "3090", "4090", "2080s")
 JOB = """\
@@ -39,8 +41,6 @@ TORCH = (
 )
 OUT_OF_MEMORY = f"""\
 import os, sys
-
-pytestmark = pytest.mark.long
 if os.environ["RUNNER_ATTEMPT"] == "1":
     print("Traceback (most recent call last):", {TORCH!r}, sep=chr(10), file=sys.stderr)
     sys.exit(1)

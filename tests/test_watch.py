@@ -23,6 +23,8 @@ from runner.box.gpus import watch as module
 from runner.box.gpus.frames import LINE_MAX, Frame, Probe, Trouble
 from runner.box.gpus.watch import NO_DRIVER, Silence, Times, Watch, driver_there, spawner
 
+pytestmark = pytest.mark.long
+
 SHORT = Times(
     silence=0.15, patience=0.3, first=5.0, stuck=0.1, leave=0.1, pause=0.01, pause_max=0.08,
     late_pause=0.02, late=60.0, absent=0.02,
@@ -33,7 +35,6 @@ CALM = replace(SHORT, silence=20.0, patience=40.0)  # where silence is not what 
 VERBS = f"""
 import os, select, signal, sys, time
 
-pytestmark = pytest.mark.long
 FRAME = {a_line()!r} + b"\\n"
 TROUBLE = {a_line("trouble", code="driver_not_loaded", message="the driver is not loaded", hint="modprobe nvidia")!r}
 PROBE = {a_line("probe", gpus=[a_card(1)])!r} + b"\\n"
