@@ -194,6 +194,19 @@ def figure(record_property: Callable[[str, object], None]) -> Callable[[str], No
 
 
 @pytest.fixture
+def pids() -> Iterator[list[int]]:
+    """Children of a test; all are gone after it."""
+    made: list[int] = []
+    yield made
+    for pid in made:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            continue
+
+
+@pytest.fixture
 def box(tmp_path: Path, home: Path) -> Iterator[tools.Box]:
     """A real embedded box, started; ended with all its jobs after the test."""
     ours = tools.Box(tmp_path / "state")

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,6 @@ from tools import need_root, wait_until
 
 from runner.box import frozen
 from runner.job import adopt, processes
-
-
-@pytest.fixture
-def pids() -> Iterator[list[int]]:
-    """Children of a test; all are gone after it."""
-    made: list[int] = []
-    yield made
-    for pid in made:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            continue
 
 
 def sleeper(pids: list[int], *command: str) -> tuple[int, int]:

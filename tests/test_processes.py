@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,6 @@ from tools import wait_until
 from runner.job import processes
 
 SLEEP = ["sleep", "600"]
-
-
-@pytest.fixture
-def pids() -> Iterator[list[int]]:
-    """Children of a test; all are gone after it."""
-    made: list[int] = []
-    yield made
-    for pid in made:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            continue
 
 
 def sleeper(pids: list[int], launch_id: str = "", **options: object) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -348,3 +349,10 @@ def duration(seconds: float) -> str:
             rest = whole % length // part
             return f"{whole // length} {unit}" + (f" {rest} {below}" if rest else "")
     return f"{whole} s"
+
+
+def clock(at: float, now: float) -> str:
+    """The time of day, for people on this box; with the date when it was not today."""
+    then = time.localtime(at)
+    today = then[:3] == time.localtime(now)[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", then)

@@ -6,7 +6,6 @@ lost. Time is an argument.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -14,6 +13,7 @@ from runner import words
 from runner.box.gpus.frames import ASLEEP, ERROR, LOST, OK, Frame, Probe, Reading
 from runner.box.gpus.placement import Card, gib, jobs, portion, short
 from runner.box.gpus.usage import Ours, Usage, held_by, in_the_way, overrun, told, unclaimed, usage
+from runner.box.schedule import clock
 from runner.box.store import KnownGpu, Stuck
 from runner.model import Gpu, Job, Process, Sample
 
@@ -369,10 +369,3 @@ class Cards:
 def _stuck(stuck: Stuck) -> str:
     pids = ", ".join(str(pid) for pid, _ in stuck.processes)
     return f"a process of job {stuck.job} can't be ended (pid {pids})"
-
-
-def clock(at: float, now: float) -> str:
-    """The time of day, for people on this box; with the date when it was not today."""
-    then = time.localtime(at)
-    today = then[:3] == time.localtime(now)[:3]
-    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", then)

@@ -132,17 +132,17 @@ class Slots:
 
     def possible(self, job: Job) -> bool:
         """Whether it is only our own jobs that it waits for."""
-        if job.gpu_uuids or not job.gpus:
-            return True
-        could = [slot for slot in self._of_type(job.gpu_type) if slot.could_admit(job)]
-        return len(could) >= job.gpus
+        return bool(job.gpu_uuids) or len(self._could(job)) >= job.gpus
 
     def keep(self, job: Job) -> None:
         """Set aside the GPUs that a job waits for whose time is not known: those nearest to being free."""
-        could = [slot for slot in self._of_type(job.gpu_type) if slot.could_admit(job)]
+        could = self._could(job)
         could.sort(key=lambda slot: (not slot.admits(job), len(slot.jobs), -slot.free_bytes, slot.card.label))
         for slot in could[: job.gpus]:
             slot.kept = True
+
+    def _could(self, job: Job) -> list[Slot]:
+        return [slot for slot in self._of_type(job.gpu_type) if slot.could_admit(job)]
 
     def _nearest(self, fitting: Sequence[Slot], number: int) -> tuple[str, ...]:
         """Of the fitting ones, the best first, those that are nearest to each other."""

@@ -33,7 +33,6 @@ class Rack:
         self.words: Callable[[float], str | None] = lambda now: "no NVIDIA driver found"
         self.probe: Callable[[str], None] | None = None  # has one GPU read at once; None: nobody to ask
         self.hint: Callable[[], str] = lambda: ""  # what to do about `words`
-        self.driver = ""
         self._written = {uuid: replace(gpu) for uuid, gpu in self.cards.known.items()}  # as the database has them
         self._probes: dict[str, tuple[float, float]] = {}  # being freed -> (when to look again, pause after that)
         self._asked: dict[str, float] = {}  # GPU -> when `settled` asked for it
@@ -46,7 +45,6 @@ class Rack:
     def heard(self, value: object, now: float) -> bool:
         """Take what the collector (or its absence) says; True when it may change what starts or ends."""
         if isinstance(value, Frame):
-            self.driver = value.driver
             self.cards.learn(value)
             self._remember(now)
         elif isinstance(value, Probe):

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from runner.box.gpus.frames import LINE_MAX, Frame, Probe, Trouble, parse
+from runner.box.schedule import clock
 
 READ_MAX = 64 << 10  # bytes at a time, so that a flood leaves the loop to others too
 FLOOD = 10_000  # reads, lines and KiB between two looks; 8 GPUs and many probes make some hundred
@@ -129,7 +130,7 @@ class Watch:
         """Why nothing is known of the GPUs; None: all is well. now: epoch seconds."""
         why = self.trouble.message if self.trouble is not None else self._why
         if self.silent_since is not None:
-            return f"nothing is known of the GPUs since {_clock(self.silent_since, now)}: {why}"
+            return f"nothing is known of the GPUs since {clock(self.silent_since, now)}: {why}"
         if self.trouble is not None:
             return f"nothing is known of the GPUs: {why}"
         if self._look_at is None:
@@ -210,7 +211,7 @@ class Watch:
             if now - collector.left_at >= self._times.leave:
                 collector.kill()
         elif now - collector.killed_at >= self._times.stuck:
-            since = _clock(self._framed_at, time.time())
+            since = clock(self._framed_at, time.time())
             self._tell("stuck", f"{NO_ANSWER} since {since}: process {collector.pid}, which reads it, can't be ended")
         self._next(pause, lambda: self._reap(min(pause * 2, REAP_SECONDS_MAX)))
 
@@ -426,10 +427,3 @@ class _Collector:
         if self._code is None:
             return "ended"
         return f"was killed by signal {-self._code}" if self._code < 0 else f"ended with code {self._code}"
-
-
-def _clock(at: float, now: float) -> str:
-    """The time of day, for people on this box; with the date when it was not today."""
-    then = time.localtime(at)
-    today = then[:3] == time.localtime(now)[:3]
-    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", then)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sqlalchemy import BindParameter
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlmodel import bindparam, func, insert, or_, text, update
 
@@ -17,6 +20,12 @@ START = (
     .values(exit_code=None, signal=None, reason=None, detail="", allotted=bindparam("gpus"))
 )
 INSERT_ATTEMPT = insert(ATTEMPTS)
+HOW_IT_ENDED: dict[str, BindParameter[Any]] = {
+    "exit_code": bindparam("code"),
+    "signal": bindparam("number_of_signal"),
+    "reason": bindparam("why"),
+    "detail": bindparam("what"),
+}
 MOVE = (
     update(JOBS)
     .where(
@@ -28,10 +37,7 @@ MOVE = (
         state=bindparam("to"),
         started_at=func.coalesce(bindparam("started"), JOBS.c.started_at),
         ended_at=bindparam("ended"),
-        exit_code=bindparam("code"),
-        signal=bindparam("number_of_signal"),
-        reason=bindparam("why"),
-        detail=bindparam("what"),
+        **HOW_IT_ENDED,
         not_before=bindparam("not_before"),
         retries_used=JOBS.c.retries_used + bindparam("retry"),
         misfires=(JOBS.c.misfires + 1) * bindparam("misfire"),
@@ -47,10 +53,7 @@ MOVE_ATTEMPT = (
         state=bindparam("attempt_to"),
         started_at=func.coalesce(bindparam("started"), ATTEMPTS.c.started_at),
         ended_at=bindparam("attempt_ended"),
-        exit_code=bindparam("code"),
-        signal=bindparam("number_of_signal"),
-        reason=bindparam("why"),
-        detail=bindparam("what"),
+        **HOW_IT_ENDED,
         gpu_peak_bytes=func.coalesce(bindparam("peak"), ATTEMPTS.c.gpu_peak_bytes),
     )
 )
