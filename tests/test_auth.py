@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import grp
 import json
 import os
+import pwd
 import re
 import socket
 import struct
@@ -18,8 +20,9 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from runner import errors
+from runner.box import auth
 from runner.box.api import House, make_app
-from runner.box.auth import Gate, peer
+from runner.box.auth import Gate, Members, peer
 
 OWNER = 1000
 
@@ -125,3 +128,31 @@ def test_the_kernel_says_who_is_at_the_other_end() -> None:
 def test_a_large_number_is_a_user_like_any_other() -> None:
     sock: Any = SimpleNamespace(getsockopt=lambda *_: struct.pack("i2I", 7, 4_000_000_000, 0))
     assert peer(sock) == ("uid:4000000000", 7)
+
+
+@pytest.mark.parametrize(
+    ("belongs", "role"),
+    [({"gpubox"}, "submit"), ({"gpubox", "gpubox-admin"}, "admin"), ({"gpubox-admin"}, "admin"), ({"users"}, None)],
+    ids=str,
+)
+def test_on_a_provisioned_box_groups_decide(
+    monkeypatch: pytest.MonkeyPatch, belongs: set[str], role: str | None
+) -> None:
+    monkeypatch.setattr(auth, "_groups", lambda uid: belongs)
+    client = {"client": ("uid:1001", 7)}
+    if role is None:
+        with pytest.raises(errors.Refused, match="for the group gpubox"):
+            Members().admit(client)
+    else:
+        assert Members().admit(client).role == role
+    assert Members().admit({"client": ("uid:0", 7)}).role == "admin"
+
+
+def test_whom_the_box_does_not_know_it_refuses() -> None:
+    with pytest.raises(errors.Refused, match="4000000000 is not in it"):
+        Members().admit({"client": ("uid:4000000000", 7)})
+
+
+def test_the_groups_are_those_of_the_account() -> None:
+    entry = pwd.getpwuid(os.getuid())
+    assert grp.getgrgid(entry.pw_gid).gr_name in auth._groups(entry.pw_uid)

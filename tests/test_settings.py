@@ -70,3 +70,12 @@ def test_a_file_that_can_not_be_read_is_refused(box_toml: Path) -> None:
 
 def test_every_setting_says_what_it_means() -> None:
     assert all(each.metadata.get("means") for each in fields(Settings) if each.name not in ("state", "socket"))
+
+
+def test_there_are_two_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUBOX_ENGINE", "systemd")
+    assert load().engine == "systemd"
+    monkeypatch.setenv("GPUBOX_ENGINE", "docker")
+    with pytest.raises(BadSettings, match="GPUBOX_ENGINE to 'docker'") as raised:
+        load()
+    assert raised.value.hint == "plain or systemd"

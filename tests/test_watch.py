@@ -20,8 +20,9 @@ import pytest
 from test_frames import a_card, a_line
 
 from runner.box.gpus import watch as module
+from runner.box.gpus.collectors import Door, spawner
 from runner.box.gpus.frames import LINE_MAX, Frame, Probe, Trouble
-from runner.box.gpus.watch import NO_DRIVER, Silence, Times, Watch, driver_there, spawner
+from runner.box.gpus.watch import NO_DRIVER, Silence, Times, Watch, driver_there
 
 pytestmark = pytest.mark.long
 
@@ -240,7 +241,7 @@ def test_pauses_grow_but_not_for_a_driver_that_waits_for_its_gpus(tmp_path: Path
         watch._next = lambda seconds, step: found.append(seconds)  # type: ignore[method-assign]
         for _ in range(7):
             if code is not None:
-                collector = module._Collector(lambda link: 0)
+                collector = module.Child(lambda link: 0)
                 watch._take(collector, a_line("trouble", code=code, message="?"))
                 assert collector.link is not None
                 collector.link.close()
@@ -315,9 +316,9 @@ def test_one_that_cannot_be_killed_is_not_waited_for_and_stays_alone(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a call of the driver that never returns: no signal arrives."""
-    real, gone, looks = os.kill, module._Collector.gone, list[bool]()
+    real, gone, looks = os.kill, module.Child.gone, list[bool]()
     monkeypatch.setattr(module.os, "kill", lambda pid, number: None)
-    monkeypatch.setattr(module._Collector, "gone", lambda self: looks.append(True) or gone(self))
+    monkeypatch.setattr(module.Child, "gone", lambda self: looks.append(True) or gone(self))
     monkeypatch.setattr(module, "REAP_SECONDS_MAX", 0.02)
 
     async def story(stage: Stage) -> None:
@@ -692,3 +693,45 @@ def test_reading_a_minute_of_eight_gpus_costs_the_daemon_next_to_nothing(
         assert used <= 0.1
 
     play(story, act, times=CALM)
+
+
+# --- behind a door ---------------------------------------------------------------------------------------------------
+
+
+def test_a_collector_behind_a_door_is_heard_and_let_go(tmp_path: Path) -> None:
+    """Somebody else starts it for whoever connects; it ends when its socket is closed."""
+
+    async def heard() -> tuple[list[object], bytes]:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "door"))
+        listener.listen()
+        said: list[object] = []
+        watch = Watch(Door(str(tmp_path / "door")), said.append, lambda line: None, lambda: True)
+        watch.begin()
+        assert (watch.looks, watch.pid) == (True, None)
+        theirs, _ = listener.accept()
+        with listener, theirs:
+            theirs.sendall(a_line("frame", gpus=[a_card()]) + b"\n")
+            while not said:
+                await asyncio.sleep(0.001)
+            watch.probe("GPU-1")
+            asked = theirs.recv(100)
+            watch.close()
+            assert theirs.recv(1) == b""
+        return said, asked
+
+    said, asked = asyncio.run(heard())
+    assert isinstance(said[0], Frame)
+    assert asked == b"probe GPU-1\n"
+
+
+def test_a_door_with_nobody_behind_it_is_told(tmp_path: Path) -> None:
+    async def told() -> list[str]:
+        lines: list[str] = []
+        watch = Watch(Door(str(tmp_path / "none")), lambda value: None, lines.append, lambda: True)
+        watch.begin()
+        assert not watch.looks
+        watch.close()
+        return lines
+
+    assert asyncio.run(told()) == ["the collector of the GPUs can't be started: No such file or directory"]

@@ -6,15 +6,18 @@ The protocol puts the caller into the ASGI scope's `client`, which no header rea
 from __future__ import annotations
 
 import functools
+import grp
 import os
 import pwd
 import socket
 import struct
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from runner import paths
 from runner.errors import Refused
 from runner.model import Principal
 
@@ -38,12 +41,50 @@ class Gate:
         if not name.startswith(_MARK) or not name[len(_MARK) :].isdecimal():
             raise Refused("nobody may use the box without saying who they are", "use its unix socket")
         uid = int(name[len(_MARK) :])
+        return Principal(uid, user_name(uid), self.role(uid))
+
+    def role(self, uid: int) -> str:
+        """submit or admin. Refused: neither."""
         if uid not in (self.owner, 0):
             raise Refused(
                 f"this box belongs to {user_name(self.owner)}, not to {user_name(uid)}",
                 "unset GPUBOX_SOCKET and GPUBOX_STATE to use a box of your own",
             )
-        return Principal(uid, user_name(uid), "admin")
+        return "admin"
+
+
+class Members(Gate):
+    """A provisioned box's: root and the group of admins may do everything, the box's own group submits.
+
+    The groups are those of the accounts, not of a session: who was just added need not log in again for this."""
+
+    def __init__(self, members: str = paths.MEMBERS, admins: str = paths.ADMINS) -> None:
+        super().__init__(0)
+        self.members, self.admins = members, admins
+
+    def role(self, uid: int) -> str:
+        belongs = _groups(uid)
+        if uid == 0 or self.admins in belongs:
+            return "admin"
+        if self.members in belongs:
+            return "submit"
+        raise Refused(
+            f"this box is for the group {self.members}, and {user_name(uid)} is not in it",
+            f"an administrator of it can say: sudo adduser {user_name(uid)} {self.members}",
+        )
+
+
+def _groups(uid: int) -> set[str]:
+    """The names of a user's groups; none for one whom the box does not know."""
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return set()
+    found = set()
+    for gid in os.getgrouplist(entry.pw_name, entry.pw_gid):
+        with suppress(KeyError):
+            found.add(grp.getgrgid(gid).gr_name)
+    return found
 
 
 @functools.lru_cache(maxsize=256)

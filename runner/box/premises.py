@@ -74,12 +74,13 @@ def _words(state: str) -> Iterator[None]:
         ) from error
 
 
-def listen(path: str) -> socket.socket:
-    """The API's socket, for its owner alone. Only for who holds the state's lock: what is there is a dead daemon's."""
+def listen(path: str, group: bool = False) -> socket.socket:
+    """The API's socket, for its owner alone, or for our group too. Only for who holds the state's lock: what is there
+    is a dead daemon's."""
     if len(os.fsencode(path)) > SOCKET_PATH_MAX:
         raise errors.BadSettings(f"the socket's path {path} is too long", "set GPUBOX_SOCKET to a shorter one")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    before = os.umask(0o177)
+    before = os.umask(0o117 if group else 0o177)
     try:
         _own_folder(os.path.dirname(path))
         if os.path.lexists(path):
@@ -118,6 +119,7 @@ def base_bin(settings: Settings) -> str:
     folder = f"{settings.state}/bin"
     with _words(settings.state):
         files.make_dir(folder)
+        os.chmod(folder, 0o755)  # for jobs, whosever they are
         for name in ("python", "python3"):
             link = f"{folder}/{name}"
             if os.path.lexists(link) and os.readlink(link) != settings.base_python:

@@ -1,7 +1,8 @@
 """A job's outputs, read as the jobs' user where the daemon is another: by a process that the launcher makes for it.
 
 `python -m runner.box.reader FOLDER` answers packets on descriptor 0: `list` with a descriptor of the listing as JSON,
-`open PATH` with one of that file; trouble with words. It has no right that a job has not, and ends with its socket.
+`sizes` with one of what it takes on the disk, `open PATH` with one of that file; trouble with words. It has no right
+that a job has not, and ends with its socket.
 """
 
 from __future__ import annotations
@@ -10,12 +11,32 @@ import json
 import os
 import socket
 import sys
+from typing import NamedTuple
 
+from runner import files
 from runner.box import outputs
 from runner.box.outputs import Listing, Output
 from runner.errors import NotFound, Problem
 
 PACKET = 16 << 10  # a path is at most 4 KiB, in words of JSON 6 times as long
+
+
+class Sizes(NamedTuple):
+    """Bytes on the disk."""
+
+    out: int | None  # None: it is empty, or not there
+    checkpoint: int
+
+
+def measured(out: str) -> Sizes:
+    """Of an output folder, and of the checkpoint beside it."""
+    try:
+        with os.scandir(out) as entries:
+            holds = next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        holds = False
+    checkpoint = f"{os.path.dirname(out)}/checkpoint"
+    return Sizes(files.tree_bytes([out]) if holds else None, files.tree_bytes([checkpoint]))
 
 
 class Reader:
@@ -28,6 +49,10 @@ class Reader:
         with open(self._ask(b"list"), "rb") as file:
             said = json.loads(file.read())
         return Listing([Output(*each) for each in said["outputs"]], said["links"])
+
+    def sizes(self) -> Sizes:
+        with open(self._ask(b"sizes"), "rb") as file:
+            return Sizes(*json.loads(file.read()))
 
     def open_file(self, path: str) -> tuple[int, os.stat_result]:
         """A descriptor of an output file, and what it is."""
@@ -50,7 +75,13 @@ def serve(link: socket.socket, root: str) -> None:
     while request := link.recv(PACKET):
         verb, _, path = request.partition(b" ")
         try:
-            fd = _listed(root) if verb == b"list" else outputs.open_file(root, os.fsdecode(path))[0]
+            match verb:
+                case b"list":
+                    fd = _listed(root)
+                case b"sizes":
+                    fd = _in_memory(measured(root))
+                case _:
+                    fd = outputs.open_file(root, os.fsdecode(path))[0]
         except Problem as problem:
             link.send(problem.message.encode(errors="replace")[:PACKET])
             continue
@@ -59,11 +90,15 @@ def serve(link: socket.socket, root: str) -> None:
 
 
 def _listed(root: str) -> int:
-    """A file in memory, because a listing may be larger than any packet."""
     found = outputs.listing(root)
-    fd = os.memfd_create("listing", os.MFD_CLOEXEC)
+    return _in_memory({"outputs": found.outputs, "links": found.links})
+
+
+def _in_memory(value: object) -> int:
+    """A file in memory, because a listing may be larger than any packet."""
+    fd = os.memfd_create("answer", os.MFD_CLOEXEC)
     with open(os.dup(fd), "wb") as file:
-        file.write(json.dumps({"outputs": found.outputs, "links": found.links}).encode())
+        file.write(json.dumps(value).encode())
     return fd
 
 

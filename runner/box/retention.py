@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runner import files, words
-from runner.box.code import Blobs, remove_tree
+from runner import words
+from runner.box.code import Blobs
+from runner.box.custody import Custody
 from runner.box.daemon import Daemon
 from runner.box.envs import READY, Environments
 from runner.box.settings import DAY
@@ -111,10 +112,12 @@ class Retention:
         daemon: Daemon,
         blobs: Blobs,
         environments: Environments,
+        custody: Custody,
         call: Callable[[Callable[[], Any]], Awaitable[Any]],
     ) -> None:
         """call: runs something blocking in a thread."""
         self._daemon, self._blobs, self._environments, self._call = daemon, blobs, environments, call
+        self._custody = custody
         self._state = daemon.settings.state
         self._one_at_a_time = asyncio.Lock()
 
@@ -158,7 +161,7 @@ class Retention:
         cleaned = Cleaned()
         for each in ended:
             for leftover in _leftovers(self._state.job(each.job)):
-                remove_tree(leftover)
+                self._custody.remove(leftover)
         if wish.wants("logs"):
             limit = _limit(wish, settings.keep_logs_days, settings.keep_logs_bytes)
             cleaned.removed += expired(self._logs(ended), limit, now)
@@ -190,10 +193,13 @@ class Retention:
         fetched, unfetched = [], []
         for each in ended:
             folder = self._state.job(each.job)
-            if each.removed_at is not None or not _holds_something(folder.out):
+            if each.removed_at is not None:
+                continue
+            size, beside = self._custody.sizes(each.job)
+            if size is None:
                 continue
             paths = [folder.out, folder.checkpoint] if each.succeeded else [folder.out]
-            size = files.tree_bytes(paths)
+            size += beside if each.succeeded else 0
             name = f"job {each.job}"
             if each.fetched_at is not None:
                 fetched.append(Candidate("outputs", name, size, each.fetched_at, paths, each.job))
@@ -230,7 +236,11 @@ class Retention:
             await self._call(lambda: _unlink(each.paths))
             return
         hidden = [place for path in each.paths if (place := _hide(path)) is not None]
-        await self._call(lambda: _delete(hidden))
+        await self._call(lambda: self._delete(hidden))
+
+    def _delete(self, folders: Iterable[str]) -> None:
+        for folder in folders:
+            self._custody.remove(folder)
 
     async def _remove_environment(self, name: str) -> None:
         """Unless a job waits for it or uses it: then it is not unused after all."""
@@ -283,14 +293,6 @@ def _blocks(path: str) -> int | None:
         return None
 
 
-def _holds_something(folder: str) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
 def _hide(path: str) -> str | None:
     """Rename a folder so that nobody finds it any more; the new name, or None when it was not there."""
     folder, name = os.path.split(path)
@@ -308,8 +310,3 @@ def _unlink(paths: Iterable[str]) -> None:
             os.unlink(path)
         except FileNotFoundError:
             continue
-
-
-def _delete(folders: Iterable[str]) -> None:
-    for folder in folders:
-        remove_tree(folder)

@@ -20,24 +20,30 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import runner
 from runner.box import premises, settings
 from runner.box.api import House, make_app
-from runner.box.auth import Gate, peer
+from runner.box.auth import Gate, Members, peer
 from runner.box.code import Blobs, Trees
+from runner.box.custody import Custody, Launched
 from runner.box.daemon import Daemon
 from runner.box.diary import Diary
 from runner.box.engines.plain import Plain
+from runner.box.engines.systemd import Systemd
 from runner.box.envs import Environments
+from runner.box.envs.builder import Builder
+from runner.box.envs.unit import UnitBuilder
 from runner.box.frozen import Parents, freeze
-from runner.box.gpus.watch import Watch, driver_there, spawner
+from runner.box.gpus.collectors import Door, spawner
+from runner.box.gpus.watch import Watch, driver_there
 from runner.box.prepare import Preparation
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
-from runner.box.settings import Settings
+from runner.box.settings import SYSTEMD, Settings
 from runner.box.store import Store
 from runner.box.turns import Hints, Turns
 from runner.box.wishes import Wishes
 from runner.box.workers import Workers
 from runner.errors import Problem
 from runner.model import Resources
+from runner.paths import COLLECTOR_SOCKET
 
 if TYPE_CHECKING:
     from runner.box.demo.stage import Actors, Stage
@@ -115,11 +121,12 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
             play.enter(made.daemon, house.wishes)
         house.gpus_known = made.watch_gpus(turns, closing)
         server = _Server(house)
-        sock = premises.listen(chosen.socket)
+        sock = premises.listen(chosen.socket, group=chosen.engine == SYSTEMD)
         await server.begin(sock)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, end.leave)
-        made.engine.connect()
+        if isinstance(made.engine, Plain):
+            made.engine.connect()
         turns.wake()
         diary.write(f"{runner.__version__} listens on {chosen.socket}")
         _tell(ready, chosen, play)
@@ -153,26 +160,34 @@ class _Made:
         self.store = Store(state.database)
         closing.callback(self.store.close)
         premises.refuse_own_job(self.store.box_id)
-        self.blobs = Blobs(state.blobs)
-        self.trees = Trees(state.trees, self.blobs)
-        self.environments = Environments(state.envs, chosen.base_python, time_limit=chosen.build_minutes * 60)
-        self.recipes = Recipes(self.blobs, chosen.base_python)
+        self.diary = diary
         self.workers = Workers(asyncio.get_running_loop())
         self.pyz = freeze(state.supervisor)
-        self.diary = diary
-        self.engine = self._plain(closing) if play is None else play.engine
+        self.engine = self._engine(closing) if play is None else play.engine
         closing.callback(self.engine.close)
+        self.custody: Custody = Custody(state)
+        builder = Builder()
+        if isinstance(self.engine, Systemd):
+            self.custody, builder = Launched(self.engine, diary.write), UnitBuilder(self.engine)
+        self.blobs = Blobs(state.blobs)
+        self.trees = Trees(state.trees, self.blobs, self.custody.hand_over, self.custody.remove)
+        limit = chosen.build_minutes * 60
+        self.environments = Environments(state.envs, chosen.base_python, time_limit=limit, builder=builder)
+        self.recipes = Recipes(self.blobs, chosen.base_python)
         self.base_bin = premises.base_bin(chosen)
         self.daemon = Daemon(chosen, self.store, self.engine, self._preparation(), self._bin_dir, diary.write)
         self.daemon.recover()
         self.trees.sweep(self.daemon.book.active)  # one that waits may have run in its tree before
         self.recipes.recover(self.daemon.book.jobs.values())
 
-    def _plain(self, closing: ExitStack) -> Plain | Actors:
+    def _engine(self, closing: ExitStack) -> Plain | Systemd | Actors:
+        state, capacity = self.settings.state, Resources(self.settings.cpus, self.settings.memory_bytes, 0)
+        if self.settings.engine == SYSTEMD:
+            _let_read(self.pyz)
+            return Systemd(state, capacity, listen=self._listen, report=self.diary.write)
         parents = Parents(self.pyz, self.diary.fd)
         closing.callback(parents.wait, PARENT_SECONDS)
-        capacity = Resources(self.settings.cpus, self.settings.memory_bytes, 0)
-        return Plain(self.settings.state, capacity, parents.spawn, self._listen, self.diary.write)
+        return Plain(state, capacity, parents.spawn, self._listen, self.diary.write)
 
     def _listen(self, link: socket.socket) -> Callable[[], object]:
         loop = asyncio.get_running_loop()
@@ -216,12 +231,14 @@ class _Made:
         if play is not None:
             os.environ.update(play.environment())
         options = play.files.options if play is not None else []
-        watch = Watch(spawner(self.diary.fd, *options), heard, self.diary.write, expected)
+        own = self.settings.engine != SYSTEMD
+        spawn = spawner(self.diary.fd, *options) if own else Door(COLLECTOR_SOCKET)
+        watch = Watch(spawn, heard, self.diary.write, expected)
         closing.callback(watch.close)
         gpus.words, gpus.probe = watch.words, watch.probe
         gpus.hint = lambda: watch.trouble.hint if watch.trouble is not None else ""
         watch.begin()
-        if watch.pid is None:
+        if not watch.looks:
             known.set()
 
         async def until_known() -> None:
@@ -240,12 +257,19 @@ class _Made:
             wishes=Wishes(self.daemon, self.recipes.environment, turns.wake, self._watcher()),
             blobs=self.blobs,
             recipes=self.recipes,
-            retention=Retention(self.daemon, self.blobs, self.environments, self.workers.call),
-            gate=Gate(),
+            retention=Retention(self.daemon, self.blobs, self.environments, self.custody, self.workers.call),
+            custody=self.custody,
+            gate=Members() if self.settings.engine == SYSTEMD else Gate(),
             call=self.workers.call,
             leave=end.leave,
             doomed=end.doomed,
         )
+
+
+def _let_read(archive: str) -> None:
+    """A job that waits for an adopted process runs it as the jobs' user."""
+    os.chmod(archive, 0o644)
+    os.chmod(os.path.dirname(archive), 0o711)
 
 
 def _tell(ready: int | None, chosen: Settings, play: Stage | None) -> None:

@@ -6,8 +6,8 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import TypeVar
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 from runner import paths
 from runner.errors import BadSettings, nearest
@@ -15,13 +15,13 @@ from runner.paths import StateDir
 
 GIB = 1 << 30
 DAY = 86400.0
-
+PLAIN, SYSTEMD = ENGINES = ("plain", "systemd")
 
 T = TypeVar("T")
 
 
-def _setting(default: T, means: str) -> T:
-    made: T = field(default=default, metadata={"means": means})
+def _setting(default: T, means: str, choices: tuple[str, ...] = ()) -> T:
+    made: T = field(default=default, metadata={"means": means, "choices": choices})
     return made
 
 
@@ -32,6 +32,7 @@ class Settings:
     state: StateDir
     socket: str
     name: str = _setting("local", "the box's name, as in runs/<box>-<id>/")
+    engine: str = _setting("plain", "plain: jobs are processes of its user; systemd: units of another", ENGINES)
     cpus: int = _setting(0, "cpus to give away; 0: all that this process may use")
     memory_bytes: int = _setting(0, "memory to give away; 0: all of it")
     base_python: str = _setting("", "interpreter of jobs that declare nothing; empty: the one under the daemon's own")
@@ -63,11 +64,11 @@ def load(variables: Mapping[str, str] | None = None) -> Settings:
     for name, value in _file(path).items():
         if name not in known or name in ("state", "socket"):
             raise BadSettings(f"{path} names a setting that does not exist: {name}{nearest(name, known)}")
-        values[name] = _typed(path, name, value, type(known[name].default))
+        values[name] = _typed(path, name, value, known[name])
     for name, setting in known.items():
         said = variables.get(f"GPUBOX_{name.upper()}")
         if said and name not in ("state", "socket"):
-            values[name] = _typed("the environment", f"GPUBOX_{name.upper()}", said, type(setting.default))
+            values[name] = _typed("the environment", f"GPUBOX_{name.upper()}", said, setting)
     state = StateDir(os.path.abspath(paths.state_dir()))
     settings = Settings(state=state, socket=paths.api_socket(state), **values)  # type: ignore[arg-type]
     return _filled(settings)
@@ -83,7 +84,12 @@ def _file(path: str) -> dict[str, object]:
         raise BadSettings(f"{path} can't be read: {error}", "mend it or move it away") from error
 
 
-def _typed(where: str, name: str, value: object, kind: type) -> object:
+def _typed(where: str, name: str, value: object, setting: Field[Any]) -> object:
+    default: object = setting.default
+    kind: Any = type(default)
+    choices = setting.metadata.get("choices")
+    if choices and value not in choices:
+        raise BadSettings(f"{where} sets {name} to {value!r}", f"{' or '.join(choices)}")
     try:
         typed = kind(value)
         if kind in (int, float) and not typed >= 0:  # nan is not, either

@@ -96,9 +96,17 @@ class Trees:
     while every file and folder in it carries the times and inode that it had when we made it.
     """
 
-    def __init__(self, directory: str, blobs: Blobs) -> None:
+    def __init__(
+        self,
+        directory: str,
+        blobs: Blobs,
+        hand_over: Callable[[int], None] = lambda job_id: None,
+        remove: Callable[[str], None] = remove_tree,
+    ) -> None:
+        """hand_over: give the tree of a job to whom jobs run as. remove: a hidden one, whosever it is by then."""
         self.directory = directory
         self._blobs = blobs
+        self._give, self._delete = hand_over, remove
         self._lock = threading.Lock()
         self._spare: tuple[Manifest, Stamps] | None = None
         self._sparing: str | None = None  # the snapshot whose spare is being made
@@ -112,11 +120,11 @@ class Trees:
     def make(self, job_id: int, snapshot: str) -> str:
         """The tree of a job; made once, also when asked again after a crash."""
         destination = self.path(job_id)
-        if os.path.isdir(destination):
-            return destination
-        manifest = self._blobs.manifest(snapshot)
-        if not self._hand_over(manifest, destination):
-            make_tree(self._blobs, manifest, destination)
+        if not os.path.isdir(destination):
+            manifest = self._blobs.manifest(snapshot)
+            if not self._reuse(manifest, destination):
+                make_tree(self._blobs, manifest, destination)
+        self._give(job_id)
         return destination
 
     def prepare(self, snapshot: str) -> bool:
@@ -175,13 +183,13 @@ class Trees:
                 os.rename(f"{self.directory}/{name}", gone)
             except FileNotFoundError:
                 return
-        remove_tree(gone)
+        self._delete(gone)
 
     def _drop_spare(self) -> None:
         self._spare = None
         self._remove(os.path.basename(self._spare_path))
 
-    def _hand_over(self, manifest: Manifest, destination: str) -> bool:
+    def _reuse(self, manifest: Manifest, destination: str) -> bool:
         if not self._lock.acquire(blocking=self._sparing == manifest.id):
             return False  # a spare of other code is being made: do not wait for it
         try:

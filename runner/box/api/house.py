@@ -16,6 +16,7 @@ from fastapi import Depends, Path, Request, Response
 from runner import errors
 from runner.box.auth import Gate
 from runner.box.code import Blobs
+from runner.box.custody import Custody
 from runner.box.daemon import Daemon
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
@@ -37,6 +38,7 @@ class House:
     blobs: Blobs
     recipes: Recipes
     retention: Retention
+    custody: Custody
     gate: Gate
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place

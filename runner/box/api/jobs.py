@@ -14,7 +14,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from runner import errors, words
-from runner.box import listing, outputs
+from runner.box import listing
 from runner.box.api.house import Here, House, JobId, answer, checked, expanded
 from runner.box.auth import Who
 from runner.box.store import Group
@@ -288,7 +288,7 @@ def _on_disk(here: House, job: Job) -> dict[str, Any]:
     if job.snapshot is not None:
         manifest = here.blobs.manifest(job.snapshot)
         count, size = len(manifest.files) + len(manifest.links), manifest.bytes
-    left = outputs.listing(here.daemon.settings.state.job(job.id).out).as_json()
+    left = here.custody.listing(job.id).as_json()
     return {"files": {"count": count, "bytes": size}, "outputs": left["outputs"]}
 
 

@@ -114,8 +114,7 @@ def _watched(here: House, job_id: int) -> Callable[[], Job]:
 async def listing(here: Here, job_id: JobId) -> Response:
     """{"outputs": [{"path", "size", "mode", "modified_at"}], "links": {path: target}}"""
     job = here.job(job_id)
-    root = here.daemon.settings.state.job(job.id).out
-    return answer(await here.call(lambda: outputs.listing(root).as_json()))
+    return answer(await here.call(lambda: here.custody.listing(job.id).as_json()))
 
 
 @routes.get("/jobs/{job_id}/outputs/{path:any_path}", response_class=StreamingResponse)
@@ -124,9 +123,8 @@ async def output(
 ) -> Response:
     """The bytes of an output file from an offset on."""
     job = here.job(job_id)
-    root = here.daemon.settings.state.job(job.id).out
     name = outputs.named(request.scope["raw_path"].partition(b"/outputs/")[2])
-    fd, found = await here.call(lambda: outputs.open_file(root, name))
+    fd, found = await here.call(lambda: here.custody.open_file(job.id, name))
     headers = {"Content-Length": str(max(0, found.st_size - offset))}
     pieces = outputs.pieces(fd, offset, found.st_size)
     return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")

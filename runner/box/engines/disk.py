@@ -141,13 +141,13 @@ class OnDisk(ABC):
         try:
             # Read again under the lock: it may have ended since, and nothing can be written by others now.
             end = _read_exit(directory) if held is not None else None
-            started = _read(directory, "started")
+            started = read(directory, "started")
             return Evidence(
                 exit=end,
                 started_at=_number(started.get("started_at")) if started is not None else None,
                 alive=held is None,
                 rebooted=started is not None and started.get("boot_id") != boot,
-                abandoned=_read(directory, "abandoned") is not None,
+                abandoned=read(directory, "abandoned") is not None,
                 supervisor=_whole(started.get("supervisor")) if started is not None else None,
             )
         finally:
@@ -193,7 +193,7 @@ class OnDisk(ABC):
         try:
             if _read_exit(directory) is not None:
                 return
-            started = _read(directory, "started")
+            started = read(directory, "started")
             if started is None and not stop.ran and not missing:
                 failpoint("d.fencing")
                 files.put(directory, "abandoned", {"at": time.time()})
@@ -216,7 +216,7 @@ class OnDisk(ABC):
     def _in_vain(self, key: Key, directory: AttemptDir) -> bool:
         """Whether an attempt has outlived KILL for as long as its supervisor would have waited."""
         since = self._fencing.setdefault(key, time.monotonic())
-        spec = _read(directory, "spec") or {}
+        spec = read(directory, "spec") or {}
         return time.monotonic() - since >= _number(spec.get("kill_seconds", supervisor.KILL_SECONDS))
 
     def _make_dirs(self, job_id: int, attempt: int) -> None:
@@ -253,7 +253,7 @@ def _lost(started: dict[str, object] | None) -> dict[str, object]:
     return end | {"reason": reason, "ended_at": time.time()}
 
 
-def _read(directory: str, name: str) -> dict[str, object] | None:
+def read(directory: str, name: str) -> dict[str, object] | None:
     """A record; a damaged one counts as present and empty (an empty tombstone is still a tombstone)."""
     try:
         return files.get(directory, name)
@@ -262,7 +262,7 @@ def _read(directory: str, name: str) -> dict[str, object] | None:
 
 
 def _read_exit(directory: str) -> Exit | None:
-    record = _read(directory, "exit")
+    record = read(directory, "exit")
     if record is None:
         return None
     if "ended_at" not in record:

@@ -57,7 +57,7 @@ class Systemd(OnDisk):
         os.chmod(self.state.job(job_id), TRAVERSED)  # whatever the umask
 
     def _ask(self, key: Key) -> None:
-        link = self._send("start", key)
+        link = self._send(f"start {key[0]} {key[1]}")
         link.setblocking(False)
         self._drop(key)
         self._links[key] = link, self._listen(link)
@@ -94,28 +94,37 @@ class Systemd(OnDisk):
 
     # --- the launcher ---
 
-    def ask(self, verb: str, key: Key) -> str:
-        """What the launcher answers beside "ok". OSError with its words when it does not do it."""
-        with self._send(verb, key) as link:
+    def ask(self, verb: str, key: Key, patience: float | None = PATIENCE) -> str:
+        """What the launcher answers beside "ok". OSError with its words when it does not do it. patience: seconds;
+        None: it takes as long as it takes."""
+        return self._asked(f"{verb} {key[0]} {key[1]}", patience)
+
+    def build(self, environment: str) -> None:
+        """Have builds/<environment> run as an attempt is run."""
+        self._asked(f"build-env {environment}", PATIENCE)
+
+    def _asked(self, request: str, patience: float | None) -> str:
+        with self._send(request) as link:
+            link.settimeout(patience)
             said = link.recv(REPLY_MAX).decode(errors="replace")
         if not said.startswith("ok"):
-            raise OSError(0, said.removeprefix("no ") or "the launcher gave no answer", f"{verb} {key[0]} {key[1]}")
+            raise OSError(0, said.removeprefix("no ") or "the launcher gave no answer", request)
         return said.removeprefix("ok").strip()
 
     def outputs(self, job_id: int, attempt: int) -> socket.socket:
         """A connection to a reader of the job's outputs (runner/box/reader.py), who is the jobs' user."""
-        with self._send("read-outputs", (job_id, attempt)) as link:
+        with self._send(f"read-outputs {job_id} {attempt}") as link:
             said, fds, _, _ = socket.recv_fds(link, REPLY_MAX, 1)
         if said != b"ok" or not fds:
             raise OSError(0, said.decode(errors="replace").removeprefix("no "), f"read-outputs {job_id}")
         return socket.socket(fileno=fds[0])
 
-    def _send(self, verb: str, key: Key) -> socket.socket:
+    def _send(self, request: str) -> socket.socket:
         link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             link.settimeout(PATIENCE)
             link.connect(self.launcher)
-            link.send(f"{verb} {key[0]} {key[1]}".encode())
+            link.send(request.encode())
         except BaseException:
             link.close()
             raise

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from runner import errors, files
+from runner.box.envs.builder import Builder
 from runner.box.envs.recipe import EnvironmentFailed, Kind, Read, Recipe, interpreter
 from runner.box.envs.uv import Uv
 
@@ -35,9 +35,18 @@ def choose(read: Read, script: str | None, wanted: str, base_python: str) -> Rec
 
 
 class Environments:
-    def __init__(self, directory: str, base_python: str, uv: str | None = None, time_limit: float = 3600.0) -> None:
+    def __init__(
+        self,
+        directory: str,
+        base_python: str,
+        uv: str | None = None,
+        time_limit: float = 3600.0,
+        builder: Builder | None = None,
+    ) -> None:
+        """builder: who runs what builds, and removes it; unless it is named, we ourselves."""
         self.directory = directory
-        self.kinds: dict[str, Kind] = {"uv": Uv(base_python, uv, time_limit)}
+        self.builder = builder or Builder()
+        self.kinds: dict[str, Kind] = {"uv": Uv(base_python, uv, time_limit, self.builder)}
         self.time_limit = time_limit
         os.makedirs(directory, 0o700, exist_ok=True)
 
@@ -96,12 +105,12 @@ class Environments:
     def remove(self, env_id: str) -> None:
         """Busy while it is being built. Whether a job still uses it is for the caller to know."""
         with self._lock(env_id, 0):
-            _remove(self.path(env_id))
+            self._remove(self.path(env_id))
             if os.path.exists(self.log(env_id)):
                 os.unlink(self.log(env_id))
 
     def _make(self, recipe: Recipe, path: str, lock: int) -> None:
-        _remove(path)
+        self._remove(path)
         try:
             files.make_dir(path)
             files.failpoint("env.building")
@@ -110,9 +119,19 @@ class Environments:
             files.failpoint("env.built")
             files.put(path, READY, {"kind": recipe.kind, "label": recipe.label, "built_at": time.time()})
         except BaseException:
-            _remove(path)
+            self._remove(path)
             raise
         files.failpoint("env.ready")
+
+    def _remove(self, path: str) -> None:
+        """Not ready first, and durably so: a removal cut short must not leave half an environment that counts."""
+        try:
+            os.unlink(f"{path}/{READY}")
+            files.fsync_dir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        if os.path.lexists(path):
+            self.builder.remove(path)
 
     @contextmanager
     def _lock(self, env_id: str, patience: float) -> Iterator[int]:
@@ -126,14 +145,3 @@ class Environments:
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to a copy of the descriptor in a fork
             os.close(fd)
-
-
-def _remove(path: str) -> None:
-    """Not ready first, and durably so: a removal cut short must not leave half an environment that counts."""
-    try:
-        os.unlink(f"{path}/{READY}")
-        files.fsync_dir(path)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    if os.path.lexists(path):
-        shutil.rmtree(path)

@@ -8,34 +8,33 @@ shares them by itself where they can, on btrfs and xfs.)
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
-import select
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from runner import errors
 from runner.box.envs import declared, settings
+from runner.box.envs.builder import Builder
 from runner.box.envs.recipe import EnvironmentFailed, Read, Recipe, interpreter
 
 METHOD = 1  # raise it when `programs` makes something else out of the same recipe
 HOUR = 3600.0
 SOURCES = (declared.header, declared.requirements, declared.locked, declared.project)
-_LEASH = f"{os.path.dirname(__file__)}/leash.py"
 
 
 class Uv:
     name = "uv"
 
-    def __init__(self, base_python: str, program: str | None = None, time_limit: float = HOUR) -> None:
+    def __init__(
+        self, base_python: str, program: str | None = None, time_limit: float = HOUR, builder: Builder | None = None
+    ) -> None:
         self.base_python = base_python
         self.program = program
         self.time_limit = time_limit
+        self.builder = builder or Builder()
 
     def recipe(self, read: Read, script: str | None) -> Recipe | None:
         for source in SOURCES:
@@ -55,8 +54,9 @@ class Uv:
         base = os.path.dirname(os.path.realpath(self.base_python))
         env["PATH"] = f"{base}:{env.get('PATH', os.defpath)}"  # the box's own interpreter first, if it will do
         began = log.tell()
-        commands = programs(find(self.program), self.base_python, recipe, directory, options)
-        code = self._run(commands, f"{directory}/source", env, log, lock)
+        scratch = self.builder.scratch(directory)
+        commands = programs(find(self.program), self.base_python, recipe, directory, options, scratch)
+        code = self.builder.run(commands, directory, env, log, lock, self.time_limit)
         if code is None:
             raise EnvironmentFailed(
                 f"the environment ({recipe.label}) was not built within {self.time_limit:g} s",
@@ -74,41 +74,29 @@ class Uv:
     def bin_dir(self, directory: str) -> str:
         return f"{directory}/venv/bin"
 
-    def _run(self, commands: list[list[str]], folder: str, env: dict[str, str], log: BinaryIO, lock: int) -> int | None:
-        """The code of the first that failed, or 0; None: out of time. Nothing of it runs any more on return."""
-        leash = [sys.executable, "-I", _LEASH, str(os.getpid()), str(lock), json.dumps(commands)]
-        process = subprocess.Popen(
-            leash, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=env,
-            start_new_session=True, pass_fds=[lock],
-        )  # fmt: skip
-        ended = os.pidfd_open(process.pid)
-        try:
-            in_time = select.select([ended], [], [], self.time_limit)[0]
-        finally:
-            os.close(ended)
-            os.killpg(process.pid, signal.SIGKILL)  # before it is reaped, so that the number is still its own
-            process.wait()
-        return process.returncode if in_time else None
 
-
-def programs(uv: str, base_python: str, recipe: Recipe, directory: str, options: list[str]) -> list[list[str]]:
-    """The command lines that make an environment, in order; the last one brings it to the disk."""
-    source, venv, entry = f"{directory}/source", f"{directory}/venv", next(iter(recipe.files))
+def programs(
+    uv: str, base_python: str, recipe: Recipe, directory: str, options: list[str], scratch: str = ""
+) -> list[list[str]]:
+    """The command lines that make an environment, in order; the last one brings it to the disk. scratch: a folder for
+    what one of them writes for another, instead of that of the sources."""
+    source, venv = f"{directory}/source", f"{directory}/venv"
+    wanted = f"{source}/{next(iter(recipe.files))}"
     python = recipe.python or os.path.realpath(base_python)
     before: list[list[str]] = []
     install = [uv, "pip", "install", "--python", venv, "--link-mode", "copy", "--compile-bytecode", *options]
     if "uv.lock" in recipe.files:
         before = [[uv, "export", "--project", source, "--frozen", "--no-emit-project", "--quiet",
-                   "--output-file", f"{source}/locked.txt"]]  # fmt: skip
-        entry = "locked.txt"
+                   "--output-file", f"{scratch or source}/locked.txt"]]  # fmt: skip
+        wanted = f"{scratch or source}/locked.txt"
         for url in declared.registries(recipe.files["uv.lock"]):
             install += ["--index", url]
         install += ["--index-strategy", "unsafe-best-match"]  # the lock's hashes decide, whichever index answers
     return [
         [uv, "venv", "--no-project", "--python-preference", "system", "--python", python, venv],
         *before,
-        [*install, "--requirements", f"{source}/{entry}"],
-        ["sync", "--file-system", directory],
+        [*install, "--requirements", wanted],
+        ["sync", "--file-system", scratch or directory],
     ]
 
 

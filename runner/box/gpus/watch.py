@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from runner.box.gpus.frames import LINE_MAX, Frame, Probe, Trouble, parse
+from runner.box.gpus.collectors import NO_ANSWER, Child, Collector, Door, Spawn
+from runner.box.gpus.frames import Frame, Probe, Trouble, parse
 from runner.box.schedule import clock
 
 READ_MAX = 64 << 10  # bytes at a time, so that a flood leaves the loop to others too
@@ -27,7 +26,6 @@ REAP_SECONDS, REAP_SECONDS_MAX = 0.01, 1.0  # between looks for one that is endi
 SIGNS = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")  # the last is the driver of WSL
 LIBRARY = "libnvidia-ml.so.1"
 NO_DRIVER = "no NVIDIA driver found"
-NO_ANSWER = "the driver does not answer"
 ONCE = ("garbage", "deaf")  # keys of what is told once for ever: it may come with every line
 
 
@@ -55,26 +53,7 @@ class Times:
     absent: float = 60.0  # between looks for a driver where there is none
 
 
-Spawn = Callable[[socket.socket], int]  # starts a collector on one end of a socket pair; its process id, or OSError
 Heard = Callable[[Frame | Probe | Trouble | Silence], object]
-
-
-def spawner(log: int, *options: str) -> Spawn:
-    """Starts `python -m runner.box.gpus` with the daemon's interpreter and environment; log: its standard error."""
-    command = [sys.executable, "-P", "-m", "runner.box.gpus", *options]
-
-    def spawn(link: socket.socket) -> int:
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            connected = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((link.fileno(), 0), (null, 1), (log, 2))]
-            return os.posix_spawn(
-                command[0], command, os.environ, file_actions=connected, setsid=True, setsigmask=[],
-                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},  # nohup and `&` have some ignored
-            )  # fmt: skip
-        finally:
-            os.close(null)
-
-    return spawn
 
 
 def driver_there() -> bool:
@@ -88,19 +67,20 @@ class Watch:
 
     def __init__(
         self,
-        spawn: Spawn,
+        spawn: Spawn | Door,
         heard: Heard,
         said: Callable[[str], object],
         expected: Callable[[], bool],
         times: Times = Times(),
     ) -> None:
-        """heard: takes what is new. said: takes a line for the daemon's log, once for each change.
+        """spawn: starts one, or is where one waits. heard: takes what is new. said: takes a line for the daemon's log,
+        once for each change.
         expected: whether a collector is worth a process: GPUs were seen on this box, or there are signs of a driver."""
         self.silent_since: float | None = None
         self.trouble: Trouble | None = None
         self._spawn, self._heard, self._said, self._expected, self._times = spawn, heard, said, expected, times
         self._loop = asyncio.get_running_loop()
-        self._collector: _Collector | None = None
+        self._collector: Collector | None = None
         self._step: asyncio.TimerHandle | None = None  # the next thing to do about a collector that is not there
         self._look_at: asyncio.TimerHandle | None = None  # when the next frame is too late
         self._due = 0.0
@@ -114,8 +94,13 @@ class Watch:
 
     @property
     def pid(self) -> int | None:
-        """Of the collector that is there now."""
+        """Of the collector that is there now and a child of ours."""
         return None if self._collector is None else self._collector.pid
+
+    @property
+    def looks(self) -> bool:
+        """Whether there is a collector now, whosever child."""
+        return self._collector is not None
 
     def begin(self) -> None:
         self._start()
@@ -165,7 +150,8 @@ class Watch:
             self._framed, self._framed_at = time.monotonic(), time.time()
             self._look_in(self._times.silence)
         try:
-            self._collector = _Collector(self._spawn)
+            spawn = self._spawn
+            self._collector = spawn.open() if isinstance(spawn, Door) else Child(spawn)
         except OSError as error:
             self._why = f"their collector can't be started: {error.strerror}"
             self._tell("spawn", f"the collector of the GPUs can't be started: {error.strerror}")
@@ -186,12 +172,12 @@ class Watch:
         late = self._late_since is not None and time.monotonic() - self._late_since < self._times.late
         self._next(min(pause, self._times.late_pause) if late else pause, self._start)
 
-    def _kill(self, collector: _Collector) -> None:
+    def _kill(self, collector: Collector) -> None:
         self._hang_up(collector)
         collector.kill()
         self._reap()
 
-    def _hang_up(self, collector: _Collector) -> None:
+    def _hang_up(self, collector: Collector) -> None:
         if collector.link is not None:
             self._loop.remove_reader(collector.fd)
             collector.link.close()
@@ -215,7 +201,7 @@ class Watch:
             self._tell("stuck", f"{NO_ANSWER} since {since}: process {collector.pid}, which reads it, can't be ended")
         self._next(pause, lambda: self._reap(min(pause * 2, REAP_SECONDS_MAX)))
 
-    def _ended(self, collector: _Collector) -> None:
+    def _ended(self, collector: Collector) -> None:
         self._forgive(collector)
         if collector.killed_at is None and not collector.troubled:
             self.trouble = None
@@ -223,7 +209,7 @@ class Watch:
             self._tell(f"ended {collector.end()}", f"the collector of the GPUs {collector.end()}; it is started again")
         self._again()
 
-    def _forgive(self, collector: _Collector) -> None:
+    def _forgive(self, collector: Collector) -> None:
         """After one that worked for long, the next one comes soon, and what goes wrong then is news."""
         if collector.framed and time.monotonic() - collector.began >= self._times.pause_max:
             self._pause = self._times.pause
@@ -252,7 +238,7 @@ class Watch:
             self._hang_up(collector)
             self._reap()
 
-    def _read(self, collector: _Collector, data: bytes) -> None:
+    def _read(self, collector: Collector, data: bytes) -> None:
         lines = collector.lines(data)
         collector.work += 1 + len(data) // 1024 + len(lines)
         if collector.work > FLOOD:
@@ -265,7 +251,7 @@ class Watch:
             if collector.link is None:
                 return  # whoever heard it has closed us
 
-    def _take(self, collector: _Collector, line: bytes) -> None:
+    def _take(self, collector: Collector, line: bytes) -> None:
         try:
             value = parse(line)
         except ValueError as error:
@@ -278,7 +264,7 @@ class Watch:
             self._troubled(collector, value)
         self._hand(value)
 
-    def _frame(self, collector: _Collector, frame: Frame) -> None:
+    def _frame(self, collector: Collector, frame: Frame) -> None:
         self._framed, self._framed_at = time.monotonic(), time.time()
         collector.framed, collector.waited_from, collector.why = True, self._framed, NO_ANSWER
         if self._known and self.silent_since is None and self.trouble is None:
@@ -288,7 +274,7 @@ class Watch:
         count = len(frame.cards)
         self._tell("read", f"{count} GPU{'s' * (count != 1)} seen, driver {frame.driver or 'unknown'}")
 
-    def _troubled(self, collector: _Collector, trouble: Trouble) -> None:
+    def _troubled(self, collector: Collector, trouble: Trouble) -> None:
         self.trouble, collector.troubled = trouble, True
         if trouble.code != "no_gpu":
             self._late_since = None
@@ -334,7 +320,7 @@ class Watch:
                 left = min(left, deadline - now)
         self._look_in(left)
 
-    def _make_up(self, collector: _Collector | None, now: float) -> None:
+    def _make_up(self, collector: Collector | None, now: float) -> None:
         """The time in which we did not run ourselves is not held against it."""
         held_up = now - self._due
         if held_up >= self._times.silence:
@@ -344,12 +330,12 @@ class Watch:
             if held_up >= self._times.silence:
                 collector.waited_from = min(collector.waited_from + held_up, now)
 
-    def _give_up(self, collector: _Collector) -> None:
+    def _give_up(self, collector: Collector) -> None:
         if not collector.troubled:
             self.trouble, self._why = None, collector.why
         self._kill(collector)
 
-    def _silent(self, collector: _Collector | None) -> None:
+    def _silent(self, collector: Collector | None) -> None:
         if self.silent_since is not None:
             return
         self.silent_since = self._framed_at
@@ -359,71 +345,3 @@ class Watch:
         if self.trouble is None:  # else it is told
             self._tell("silent", words)
         self._hand(Silence(self.silent_since, words))
-
-
-class _Collector:
-    """One process, the socket to it, and what came of it so far. Times are monotonic."""
-
-    def __init__(self, spawn: Spawn) -> None:
-        ours, theirs = socket.socketpair()
-        try:
-            self.pid = spawn(theirs)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        self.link: socket.socket | None = ours
-        self.fd = ours.fileno()
-        self.why = NO_ANSWER  # nothing is known, if it stays as it is
-        self.began = self.waited_from = time.monotonic()
-        self.framed = self.troubled = False
-        self.left_at = 0.0
-        self.killed_at: float | None = None
-        self.work = 0  # that reading it made since the last look
-        self._rest = bytearray()
-        self._gone = False
-        self._code: int | None = None
-
-    def lines(self, data: bytes) -> list[bytes]:
-        """The lines that data completes. Of one that is too long, a beginning that is too long is kept."""
-        first, *others = data.split(b"\n")
-        self._rest += first
-        del self._rest[LINE_MAX + 1 :]
-        if not others:
-            return []
-        whole = [bytes(self._rest), *others[:-1]]
-        self._rest = bytearray(others[-1])
-        return whole
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        self.killed_at = time.monotonic()
-
-    def signal(self, number: int) -> None:
-        if not self._gone:  # so its process id is still its own
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def gone(self) -> bool:
-        """Whether it is; then it is no zombie either."""
-        if not self._gone:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-                self._gone = pid != 0
-                self._code = os.waitstatus_to_exitcode(status) if self._gone else None
-            except ChildProcessError:
-                self._gone = True  # somebody else has waited for it
-        return self._gone
-
-    def wait(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while not self.gone() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        return self._gone
-
-    def end(self) -> str:
-        if self._code is None:
-            return "ended"
-        return f"was killed by signal {-self._code}" if self._code < 0 else f"ended with code {self._code}"
