@@ -302,7 +302,10 @@ def make_tree(config: Config, job: str, attempt: str) -> str:
 
 def remove(config: Config, job: str, attempt: str) -> str:
     """Emptied by their owner, who can do no harm elsewhere; only the empty folders go by the hand that could."""
-    for above, begin in ((daemons(config, "trees"), f"{HIDDEN}{job}-"), (daemons(config, "jobs", job), HIDDEN)):
+    places = [(daemons(config, "trees"), f"{HIDDEN}{job}-")]
+    with suppress(FileNotFoundError):  # of a job that never began
+        places += [(daemons(config, "jobs", job), HIDDEN)]
+    for above, begin in places:
         for name in os.listdir(above):
             found = os.stat(name, dir_fd=above, follow_symlinks=False)
             if name.startswith(begin) and found.st_uid == config.jobs.uid:
@@ -337,12 +340,8 @@ def read_outputs(config: Config, job: str, attempt: str, link: socket.socket) ->
 
 # --- the wire --------------------------------------------------------------------------------------------------------
 
-VERBS: dict[str, Callable[[Config, str, str], str]] = {
-    "start": start,
-    "stop": stop,
-    "make-tree": make_tree,
-    "remove": remove,
-}
+Verb = Callable[[Config, str, str], str]
+VERBS: dict[str, Verb] = {"start": start, "stop": stop, "make-tree": make_tree, "remove": remove}
 
 
 def answer(config: Config, link: socket.socket) -> None:
