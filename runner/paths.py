@@ -6,6 +6,7 @@ import os
 
 SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes; some kernels and tools count the NUL
 RUN = "/run/gpubox"  # of a provisioned box: there as soon as its daemon ever began; its group may enter
+API_SOCKET = f"{RUN}/api.sock"
 LAUNCHER_SOCKET = "/run/gpubox-launcher.sock"  # of a provisioned box: for its daemon alone
 COLLECTOR_SOCKET = "/run/gpubox-collector.sock"  # likewise
 MEMBERS, ADMINS = "gpubox", "gpubox-admin"  # groups: who submits, who may do everything

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runner
-from runner import errors
+from runner import errors, paths
 from runner.laptop import boxes, client, light
 from runner.laptop.client import Client
 
@@ -463,6 +463,50 @@ def test_a_box_that_does_not_exist_is_named(monkeypatch):
     monkeypatch.setenv("GPUBOX_BOX", "attic")
     with pytest.raises(errors.NotFound, match="attic"):
         boxes.open_box()
+
+
+# --- the service of this computer ---
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch):
+    """A folder that we may enter, where the service of a provisioned box has its."""
+    for name in ("GPUBOX_STATE", "GPUBOX_SOCKET"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setattr(paths, "RUN", str(folder))
+    monkeypatch.setattr(paths, "API_SOCKET", f"{folder}/api.sock")
+    return folder
+
+
+def test_local_is_the_service_of_this_computer_where_we_may_use_it(service):
+    server = Scripted(f"{service}/api.sock")
+    server.connections = [[answer(b'{"box":"attic"}')]]
+    try:
+        assert boxes.open_box().get("/hello") == {"box": "attic"}
+    finally:
+        server.close()
+    assert boxes.provisioned()
+    assert not boxes.closed()
+
+
+def test_a_service_that_is_away_is_told_and_no_other_box_started(service, monkeypatch):
+    monkeypatch.setattr(boxes, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(boxes, "_spawn", lambda state: pytest.fail("started a box of our own"))
+    with pytest.raises(errors.Unreachable, match="the service of this box does not run"):
+        boxes.open_box().get("/hello")
+
+
+def test_whom_the_service_is_not_for_has_a_box_of_their_own(service, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert (boxes.provisioned(), boxes.closed()) == (False, True)
+
+
+@pytest.mark.parametrize("name", ["GPUBOX_STATE", "GPUBOX_SOCKET"])
+def test_who_names_a_state_or_a_socket_means_that_one(service, monkeypatch, name):
+    monkeypatch.setenv(name, "/elsewhere")
+    assert not boxes.provisioned()
 
 
 def versioned(version: str, body: bytes = b"{}", level: int = runner.API_LEVEL) -> bytes:

@@ -16,7 +16,8 @@ BOX = """\
 Usage: runner box [OPTIONS]
 
 The boxes you can use, and what they have. In this version that is one: local, this computer; and demo, while
-`runner serve --demo` plays it.
+`runner serve --demo` plays it. Where `setup.yml` made a box of this computer, local is its service, for all who are in
+the group gpubox; for others, and elsewhere, it is a box of your own.
 
 Options:
   --json                  as JSON
@@ -82,6 +83,10 @@ Examples:
   runner serve --stop
   GPUBOX_STATE=/tmp/try runner serve
 """
+CLOSED = """\
+note: the service of this computer is for the group gpubox, and this session is not in it, so local is your own box
+hint: sudo adduser $USER gpubox, and then log in again"""
+STARTS = "any command that needs it starts it"
 STOP_SECONDS = 10.0
 KINDS = {  # in words of `runner clean`
     "envs": "environments",
@@ -99,14 +104,17 @@ def box(arguments: list[str]) -> int:
     if "--json" in given:
         output.json([{"name": name, "running": hello is not None, "box": hello} for name, hello in found.items()])
     else:
-        output.table(("BOX", "STATE", ""), [[name, *_state(hello)] for name, hello in found.items()], (2,))
+        output.table(("BOX", "STATE", ""), [[name, *_state(name, hello)] for name, hello in found.items()], (2,))
+        if boxes.closed():
+            output.say(CLOSED)
     return 0
 
 
-def _state(hello: dict[str, Any] | None) -> tuple[str, str]:
+def _state(name: str, hello: dict[str, Any] | None) -> tuple[str, str]:
     """(ready, what it has)."""
+    service = name == boxes.LOCAL and boxes.provisioned()
     if hello is None:
-        return "asleep", "any command that needs it starts it"
+        return ("away", "`systemctl status gpubox` says why") if service else ("asleep", STARTS)
     capacity = hello.get("capacity") or {}
     free = hello.get("free") or {}
     parts = [
@@ -114,6 +122,7 @@ def _state(hello: dict[str, Any] | None) -> tuple[str, str]:
         f"{output.size(capacity['memory_bytes'])} of memory" if capacity.get("memory_bytes") else "",
         output.many(int(capacity["gpus"]), "GPU") if capacity.get("gpus") else "",
         _free(capacity, free),
+        "the service of this computer" if service else "",
     ]
     return "draining" if hello.get("draining") else "ready", ", ".join(filter(None, parts))
 

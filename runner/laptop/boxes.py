@@ -1,5 +1,6 @@
-"""Which box, and how to reach it. "local" is the embedded one: the first command that needs it starts its daemon.
-"demo" is what `runner serve --demo` plays, while it does."""
+"""Which box, and how to reach it. "local" is the service of a provisioned box where that is here and we may use it;
+else the embedded one: the first command that needs it starts its daemon. "demo" is what `runner serve --demo` plays,
+while it does."""
 
 from __future__ import annotations
 
@@ -42,8 +43,22 @@ def open_box(name: str | None = None, start: bool = True) -> Client:
     return client
 
 
+def provisioned() -> bool:
+    """Whether "local" is the service of this computer: whoever may enter its folder may use it, also while it is away.
+    Who names a state or a socket means an embedded one."""
+    named = os.environ.get("GPUBOX_STATE") or os.environ.get("GPUBOX_SOCKET")
+    return not named and os.access(paths.RUN, os.X_OK)
+
+
+def closed() -> bool:
+    """Whether there is such a service, and it is not for us."""
+    return not provisioned() and os.path.isdir(paths.RUN)
+
+
 def connect() -> _socket.socket:
-    """A connection to the embedded daemon; Unreachable if none runs."""
+    """A connection to the local daemon; Unreachable if none runs."""
+    if provisioned():
+        return _connect_to_service()
     path = paths.api_socket(paths.state_dir())
     sock = _try(path)
     if sock is None:
@@ -58,7 +73,19 @@ def connect_to_demo() -> _socket.socket:
     return sock
 
 
+def _connect_to_service() -> _socket.socket:
+    """Patient for a moment: it may just be restarted."""
+    sock = _await_listener(paths.API_SOCKET, SETTLE_SECONDS)
+    if sock is None:
+        raise errors.Unreachable(
+            "the service of this box does not run", "`systemctl status gpubox` says why; sudo systemctl start gpubox"
+        )
+    return sock
+
+
 def connect_or_start() -> _socket.socket:
+    if provisioned():
+        return _connect_to_service()
     path = paths.api_socket(paths.state_dir())
     return _try(path) or _start(path)
 
