@@ -29,7 +29,7 @@ ROLES = [name for play in yaml.safe_load((PLAYBOOKS / "setup.yml").read_text()) 
 MODULES = sorted([*PLAYBOOKS.glob("library/*.py"), *PLAYBOOKS.glob("roles/*/library/*.py")])
 YAML = sorted(path for path in PLAYBOOKS.rglob("*.yml"))
 NOT_MODULES = {"name", "when", "register", "loop", "vars", "notify", "environment", "block", "rescue", "always", "args",
-               "tags", "become"}  # fmt: skip
+               "tags", "become", "diff"}  # fmt: skip
 SECRET = re.compile(r"token|password|passphrase|secret|proxy")
 
 
