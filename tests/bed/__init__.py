@@ -5,6 +5,7 @@
     host.py     what both can do: ssh, run, put, inventory, reboot, close
     runs.py     one user of the bed: a number from which every name comes, and a lock that says whether it lives
     network.py  the bridge and the way out      cgroups.py  one control group per host
+    archive.py  an apt repository of stand-in packages
     base.py     the trees they start from, built once       sources.py  this machine's mirrors, proxy, authorities
 
 By hand, as root, until Ctrl-C: `cd tests && python3 -m bed.box bookworm` or `python3 -m bed.vm`.
