@@ -34,7 +34,6 @@ FILES = {
     "demo": 10.0,
     "engines": 15.0,
     "envs": 15.0,
-    "examples": 30.0,
     "gpus": 20.0,
     "main_job": 60.0,
     "plan": 30.0,

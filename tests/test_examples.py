@@ -75,6 +75,7 @@ def is_picture(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20_000
 
 
+@pytest.mark.long
 def test_digits_are_read_with_progress_numbers_and_a_picture(
     digits_python: str, tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
