@@ -49,8 +49,8 @@ def _refusal(bolt: Mapping[str, Any]) -> str:
 def _port(bolt: Mapping[str, Any], wished: bool) -> list[str]:
     if wished and not bolt["present"]:
         return [
-            "No Thunderbolt or USB4 port is here, or it is switched off in the firmware's setup. A GPU on OCuLink or in "
-            "a slot needs none."
+            "No Thunderbolt or USB4 port is here, or it is switched off in the firmware's setup. A GPU on OCuLink or "
+            "in a slot needs none."
         ]
     if bolt["security"] == "none":
         guarded = "the IOMMU keeps it to memory of its own" if bolt["iommu_protection"] else "all of the memory is open"
