@@ -23,6 +23,7 @@ import pytest
 import tools
 import yaml
 from bed.box import Box
+from fake_nvml import FakeNvml
 from hosts import a_host, bed_run  # noqa: F401
 from test_playbooks import PLAYBOOKS, Owner
 
@@ -218,6 +219,24 @@ def test_what_can_not_be_asked_or_read_is_said(program: Program) -> None:
     assert (done.returncode, done.stderr) == (1, "The GPUs can't be asked: Driver/library version mismatch.\n")
     assert program("/nowhere.json").stderr.endswith("Next: run setup.yml again.\n")
     assert "Traceback" not in program("/nowhere.json").stderr
+
+
+def test_the_library_is_read_as_the_runners_stand_in_has_it(tmp_path: Path) -> None:
+    """tests/nvml/fake.c, which the real nvidia-ml-py reads, too; it has no setters."""
+    driver = FakeNvml(tmp_path)
+    for model in ("3090", "h200", "gb10"):
+        driver.add(model)
+    settings = tmp_path / "power.json"
+    settings.write_text(json.dumps({**watts.NOTHING, "limit": "90%", "ignored": ["0000:02:00.0"]}))
+    command = (sys.executable, "-I", str(PROGRAM), "--check", str(settings))
+    done = subprocess.run(command, env=driver.env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert re.fullmatch(
+        rf"0 NVIDIA GeForce RTX 3090 \({driver.gpus[0].uuid}\): 315 W, you said 90 % of its 350 W .*", said[0]
+    )
+    assert "h200" not in done.stdout.lower(), "it is to be left alone"
+    assert [line for line in said if "GB10" in line and "can't be limited" in line]
 
 
 # --- the card that wakes the box -------------------------------------------------------------------------------------
@@ -462,6 +481,7 @@ def test_limits_and_the_card_that_wakes_are_kept_on_a_host(
 ) -> None:
     owner = Powered(a_host(), tmp_path)
     host = owner.host
+    host.run("systemctl mask suspend.target hibernate.target")  # as the role base leaves them
     # Before there is a driver: all is laid out, nothing fails, and nothing runs.
     assert owner("--check", gpubox_psu_watts=1000)[0] > 0
     assert "No NVIDIA driver is loaded. The limits are set as soon as" in owner(gpubox_psu_watts=1000)[1]

@@ -16,7 +16,7 @@ REFUSES = {
 TRUST = "What is admitted may read and write this computer's memory"
 
 
-def egpu(
+def thunderbolt(
     facts: Facts, wished: bool, enrolled: Sequence[str] = (), names: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """-> enrol: [{uuid, name}], problem: a sentence or "", notes: sentences. enrolled: the UUIDs that bolt knows by
@@ -98,4 +98,4 @@ def _cards(facts: Facts, names: Mapping[str, str]) -> list[str]:
 
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"gpubox_egpu": egpu}
+        return {"gpubox_thunderbolt": thunderbolt}
