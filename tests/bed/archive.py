@@ -108,7 +108,8 @@ class Archive:
 
     def _gpg(self, *words: str) -> str:
         try:
-            return call("gpg", "--homedir", str(self._ring), "--batch", "--quiet", "--pinentry-mode", "loopback", *words)
+            alone = ("--homedir", str(self._ring), "--batch", "--quiet", "--pinentry-mode", "loopback")
+            return call("gpg", *alone, *words)
         finally:
             call("gpgconf", "--homedir", str(self._ring), "--kill", "all")  # its agent would stay
 
