@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import atexit
 import ctypes
 import functools
@@ -126,6 +127,13 @@ def test_each_card_gets_what_is_wished_and_possible(row: Row) -> None:
         rest = row.wishes.get("rest_watts", 250)
         assert sum(row.limits.values()) + rest <= 0.8 * supply
     assert all(problem.count("Next: ") == 1 for problem in made["problems"])
+
+
+def test_the_program_runs_where_a_box_has_nothing_but_an_old_python() -> None:
+    tree = ast.parse(PROGRAM.read_text(), feature_version=(3, 9))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
 
 
 # --- setting and reading back, over a stand-in of the driver's library -----------------------------------------------
