@@ -1,0 +1,179 @@
+"""What has to be tried to be known: a program on CUDA, a container, a job. Each is undone, and ends in time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runner import paths
+from runner.box.checks import adder
+from runner.box.checks.computer import Computer, Said
+
+CUDA_LIMIT = 60.0  # seconds: a driver that was asleep, and eight cards to wake
+CONTAINER_LIMIT = 60.0
+JOB_LIMIT, TRAIN_LIMIT = 60.0, 1800.0  # from submitting to the end; the second may fetch some GB, but waits for nobody
+BUILDING = "environment"  # in what the queue says of a job that waits for its own
+TICK = 3.0  # for a command of `runner` that only asks
+ADDER = os.path.abspath(adder.__file__)
+DONE = ("succeeded", "failed", "cancelled", "timed_out", "out_of_memory", "lost")
+
+
+def add(computer: Computer, cards: Sequence[str]) -> tuple[dict[str, Any] | None, Said]:
+    """What adder.py prints, having used these cards."""
+    return computer.json(sys.executable, ADDER, *cards, limit=CUDA_LIMIT)
+
+
+def ask_launcher(path: str = paths.LAUNCHER_SOCKET) -> str | None:
+    """The reply to a packet that asks for nothing; what went wrong; None where only others may ask."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
+        link.settimeout(TICK)
+        try:
+            link.connect(path)
+            link.send(b"are you there")
+            return link.recv(1024).decode(errors="replace")
+        except PermissionError:
+            return None
+        except OSError as error:
+            return f"{path}: {error.strerror or error}"
+
+
+# --- containers ------------------------------------------------------------------------------------------------------
+
+
+def container(computer: Computer, engine: str) -> Said:
+    """`nvidia-smi -L` in a container with the least that it needs, of this computer's own files: nothing is fetched."""
+    with tempfile.TemporaryDirectory(prefix="gpubox-doctor-") as folder:
+        libraries = f"{folder}/root"
+        places = _furnish(computer, libraries)
+        words = ["nvidia-smi", "-L"]
+        env = {"LD_LIBRARY_PATH": ":".join(places), "PATH": "/usr/bin:/usr/lib/nvidia/current"}
+        options = ["--rm", "--network=none", "--device=nvidia.com/gpu=all"]
+        options += [f"--env={name}={value}" for name, value in env.items()]
+        script = [*options, "--entrypoint=/bin/sh"]
+        command = ["-c", " ".join(words)]
+        if engine == "podman":
+            return computer.run("podman", "run", *script, "--rootfs", libraries, *command, limit=CONTAINER_LIMIT)
+        name = f"{os.path.basename(folder)}:latest".lower()
+        made = computer.run("tar", "--create", f"--file={folder}/image", f"--directory={libraries}", ".")
+        made = made if made.code else computer.run("docker", "import", f"{folder}/image", name)
+        if made.code != 0:
+            return made
+        try:
+            return computer.run("docker", "run", *script, name, *command, limit=CONTAINER_LIMIT)
+        finally:
+            computer.run("docker", "rmi", "--force", name)
+
+
+def _furnish(computer: Computer, root: str) -> list[str]:
+    """A shell and the C library that nvidia-smi needs; -> the folders of libraries."""
+    for name in ("etc", "tmp", "proc", "sys", "dev", "run", "usr/bin", "usr/lib", "usr/lib64"):
+        os.makedirs(f"{root}/{name}")
+    for name in ("bin", "lib", "lib64"):
+        os.symlink(f"usr/{name}", f"{root}/{name}")
+    shell = os.path.realpath("/bin/sh")
+    needed = {shell: "/usr/bin/sh"}
+    for program in (shell, computer.find("nvidia-smi")):
+        for word in computer.run("ldd", program).out.split() if program else ():
+            if word.startswith("/") and os.path.isfile(word):
+                needed[os.path.realpath(word)] = word
+    for real, name in needed.items():
+        place = f"{root}{name if name.startswith('/usr/') else f'/usr{name}'}"
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        shutil.copy2(real, place)
+    folders = {os.path.dirname(name) for name in needed.values() if ".so" in name}
+    return sorted(folders | {"/usr/lib64", f"/usr/lib/{os.uname().machine}-linux-gnu"})
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ran:
+    """state is "" where the job was not taken, and "waiting" where it did not end in time and was taken back."""
+
+    state: str
+    text: str
+    why: str = ""
+
+
+class Queue:
+    """The queue of this box, by its own command, as somebody who is no more than a member."""
+
+    def __init__(self, computer: Computer) -> None:
+        self._computer = computer
+        self.user = _member()
+
+    def run(self, files: Mapping[str, str], options: Sequence[str], words: Sequence[str], limit: float) -> Ran:
+        """A job with these files as its project, from submitting it to its end."""
+        with self._project(files) as folder:
+            began = time.monotonic()
+            taken = self._say(folder, 3 * TICK + TICK, "submit", "-d", *options, *words)
+            job = taken.out.strip()
+            if taken.code != 0 or not job.isdecimal():
+                return Ran("", taken.out + taken.err, taken.last)
+            state, why, waits = "", "", ""
+            try:
+                while (left := began + limit - time.monotonic()) > 0 and state not in DONE:
+                    for_now = max(1.0, min(left, JOB_LIMIT))
+                    self._say(folder, for_now + TICK, "wait", "--quiet", "--timeout", f"{for_now:.0f}", job)
+                    state, why = self._state(folder, job)
+                    waits = "" if state in DONE else self._say(folder, TICK, "why", job).out.strip()
+                    if state == "queued" and BUILDING not in waits:
+                        break
+            finally:
+                if state not in DONE:
+                    self._say(folder, TICK, "cancel", job)
+            if state not in DONE:
+                return Ran("waiting", "", waits or "it did not end")
+            return Ran(state, self._say(folder, 3 * TICK, "logs", job).out, why)
+
+    def _state(self, folder: str, job: str) -> tuple[str, str]:
+        shown, _ = self._computer.json(*self._command, "show", "--json", job, limit=TICK, env={"HOME": folder})
+        found = shown[0] if isinstance(shown, list) and shown else {}
+        return str(found.get("state", "")), str(found.get("detail") or found.get("reason") or "")
+
+    _command = (sys.executable, "-P", "-m", "runner")
+
+    def _say(self, folder: str, limit: float, *words: str) -> Said:
+        who: dict[str, Any] = {}
+        if self.user:
+            groups = os.getgrouplist(self.user.pw_name, self.user.pw_gid)
+            who = {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": groups}
+        env = {"HOME": folder, "NO_COLOR": "1"}
+        return self._computer.run(*self._command, *words, limit=limit, env=env, cwd=f"{folder}/project", **who)
+
+    @contextlib.contextmanager
+    def _project(self, files: Mapping[str, str]) -> Iterator[str]:
+        with tempfile.TemporaryDirectory(prefix="gpubox-doctor-") as folder:
+            os.mkdir(f"{folder}/project")
+            for name, text in files.items():
+                with open(f"{folder}/project/{name}", "w") as file:
+                    file.write(text)
+            if self.user:
+                for place in (folder, f"{folder}/project", *(f"{folder}/project/{name}" for name in files)):
+                    os.chown(place, self.user.pw_uid, self.user.pw_gid)
+            yield folder
+
+
+def _member() -> pwd.struct_passwd | None:
+    """Whom root becomes: the queue's own account, which is a member and no more. Others ask as who they are."""
+    if os.geteuid() != 0 or os.environ.get("GPUBOX_STATE") or os.environ.get("GPUBOX_SOCKET"):
+        return None
+    try:
+        return pwd.getpwnam(paths.MEMBERS)
+    except KeyError:
+        return None
+
+
+def read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
