@@ -121,10 +121,10 @@ def trained(text: str, wheels: str) -> Finding:
     return ok(f"{where} trained on {said['device']}: {speed}")
 
 
-def torch_failed(reason: str, text: str) -> Finding:
+def job_failed(reason: str, text: str) -> Finding:
     """The job did not even come to its end."""
     why = reason or "the end of what it printed is below"
-    return failed("the training job failed", why, "runner ps", *text.splitlines()[-8:])
+    return failed("its job failed", why, "runner ps", *text.splitlines()[-8:])
 
 
 def not_asked() -> Finding:

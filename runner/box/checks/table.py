@@ -65,7 +65,7 @@ class Visit:
         ran = self.queue.run(files, options, ["--", "python", "adder.py", "--all"], trials.JOB_LIMIT)
         if ran.state == "waiting":
             return cuda.too_busy(ran.why)
-        return cuda.in_a_job(ran.text) if ran.state == "succeeded" else cuda.torch_failed(ran.why, ran.text)
+        return cuda.in_a_job(ran.text) if ran.state == "succeeded" else cuda.job_failed(ran.why, ran.text)
 
     def trained(self, _: Computer) -> Finding:
         if not self.train:
@@ -75,7 +75,7 @@ class Visit:
         ran = self.queue.run(files, ["--gpus", "1", "--name", "doctor-torch"], ["train.py"], trials.TRAIN_LIMIT)
         if ran.state == "waiting":
             return cuda.too_busy(ran.why)
-        return cuda.trained(ran.text, wheels) if ran.state == "succeeded" else cuda.torch_failed(ran.why, ran.text)
+        return cuda.trained(ran.text, wheels) if ran.state == "succeeded" else cuda.job_failed(ran.why, ran.text)
 
     def space(self, computer: Computer) -> Finding:
         place = computer.state if computer.exists(computer.state) else "/"
