@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,7 +11,7 @@ import hosts
 import pytest
 from bed import box
 from bed.runs import Run
-from test_playbooks import Owner
+from test_playbooks import PLAYBOOKS, Owner
 from tools import ROOT, wait_until
 
 pytestmark = pytest.mark.box
@@ -40,6 +41,35 @@ def test_a_second_run_changes_nothing(owner: Owner) -> None:
     assert owner.setup()["changed"] == 0
     assert owner.setup("--check")["changed"] == 0
     assert owner.host.run("systemctl --failed --no-legend") == ""
+
+
+def test_the_box_examines_itself_and_says_what_to_type(owner: Owner) -> None:
+    """As root it sees all but GPUs; a stopped service is one failure, for the command and for verify.yml alike."""
+    found = examined(owner)
+    assert {id for id, one in found.items() if one["state"] == "failed"} == set()
+    assert {found[id]["state"] for id in ("service.job", "launcher.answers", "disk.free", "suspend.off")} == {"ok"}
+    assert found["service.job"]["what"] == "a job ran from end to end as gpubox-job"
+    assert {one["why"] for id, one in found.items() if id.startswith(("driver", "gpus", "cuda"))} == {
+        "there is no NVIDIA card in this computer"
+    }
+    assert "skipped launcher.answers" in say(owner, "runner doctor"), "a member may not knock there"
+    verify = owner.run(PLAYBOOKS / "verify.yml")
+    assert (verify.returncode, "changed=0" in verify.stdout) == (0, True), verify.stdout
+
+    owner.host.run("systemctl stop gpubox")
+    found = examined(owner, code=1)
+    assert {id for id, one in found.items() if one["state"] == "failed"} == {"service.answers"}
+    assert found["service.answers"]["next"] == "sudo systemctl start gpubox"
+    assert found["service.job"]["why"] == "service.answers failed"
+    assert "next: sudo systemctl start gpubox" in owner.run(PLAYBOOKS / "verify.yml").stdout
+    owner.host.run("systemctl start gpubox")
+
+
+def examined(owner: Owner, code: int = 0) -> dict[str, dict[str, str]]:
+    """What root's `runner doctor` found, by id."""
+    done = owner.host.ssh("runner doctor --json")
+    assert done.returncode == code, done.stdout + done.stderr
+    return {one["id"]: one for one in json.loads(done.stdout)["checks"]}
 
 
 def test_a_job_of_a_member_is_the_jobs_user(owner: Owner) -> None:

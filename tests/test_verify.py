@@ -6,8 +6,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 import tools
 from fake_nvml import FLAGS, SOURCE, FakeNvml
-from machines import Machine, gpubox_facts
+from machines import Machine, gpubox_decision, gpubox_facts
 
 from runner.box.checks import adder, cards, containers, cuda, driver, finding, house, table, trials
 from runner.box.checks.computer import Card, Computer, Kernel, Said, SecureBoot
@@ -539,6 +541,88 @@ def test_the_program_for_cuda_runs_where_a_job_has_nothing_but_an_old_python() -
     tree = ast.parse(Path(adder.__file__).read_text(), feature_version=(3, 9))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert names <= sys.stdlib_module_names
+
+
+# --- jobs, by a queue of one's own -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queue(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> Iterator[tools.Box]:
+    """A box of one's own whose GPU is the patient's."""
+    for name in [name for name in os.environ if name.startswith(("GPUBOX_", "RUNNER_", "CUDA_"))]:
+        monkeypatch.delenv(name)
+    for kind in ("STATE", "CONFIG", "CACHE"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(patient.place / kind))
+    monkeypatch.setenv("GPUBOX_STATE", str(patient.place / "state"))
+    monkeypatch.setenv("GPUBOX_CPUS", "2")
+    box = tools.Box(patient.place / "state")
+    box.start()
+    try:
+        yield box
+    finally:
+        box.end()
+
+
+def states(queue: tools.Box) -> dict[str, str]:
+    jobs = [json.loads(line) for line in queue.run("ps", "--all", "--json").splitlines()]
+    return {job["name"]: job["state"] for job in jobs}
+
+
+@pytest.mark.long
+def test_jobs_say_that_the_box_works(patient: Patient, queue: tools.Box) -> None:
+    visit = table.Visit(patient.computer(), False, "")
+    found = visit.job(patient.computer())
+    assert (found.state, found.what) == ("ok", "a job ran from end to end")
+    found = visit.gpu_job(patient.computer())
+    assert (found.state, found.what) == ("ok", "a job computed on Fake GPU 0")
+    assert states(queue) == {"doctor": "succeeded", "doctor-cuda": "succeeded"}
+
+
+@pytest.mark.long
+def test_a_job_that_gets_no_turn_is_taken_back(
+    patient: Patient, queue: tools.Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "JOB_LIMIT", 1.0)
+    patient.gpu.process(1, 20 << 30)
+    tools.wait_until(lambda: queue.json("gpus")["gpus"][0]["state"] == "foreign")
+    found = table.Visit(patient.computer(), True, "").gpu_job(patient.computer())
+    assert found.state == "skipped"
+    assert "was taken back" in found.why
+    assert states(queue) == {"doctor-cuda": "cancelled"}
+
+
+@pytest.mark.long
+def test_training_says_what_the_wheels_can_not(
+    patient: Patient, queue: tools.Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The torch that uv installs; here it is a stand-in that does not know the card."""
+    wheel = "class cuda: pass\n__version__ = '2.99'\ndef device(name): raise RuntimeError('no kernel image')\n"
+    make_wheel(patient.place / "wheels", "torch", "2.99", wheel)
+    queue.stop()
+    queue.env |= {"UV_FIND_LINKS": str(patient.place / "wheels"), "UV_NO_INDEX": "1"}
+    queue.start()
+    found = table.Visit(patient.computer(), True, "").trained(patient.computer())
+    assert (found.state, found.what) == ("failed", "PyTorch 2.99 (as pip and uv choose it) can't train on the GPU")
+    assert found.why == "RuntimeError: no kernel image"
+
+
+def make_wheel(place: Path, name: str, version: str, text: str) -> None:
+    place.mkdir()
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": text,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(place / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        for path, content in {**files, f"{info}/RECORD": "".join(f"{one},,\n" for one in files)}.items():
+            archive.writestr(path, content)
+
+
+def test_the_plan_and_the_box_choose_the_same_old_wheels(tmp_path: Path) -> None:
+    facts = Machine(tmp_path, "debian-13").gpu("1b06").facts()
+    chosen = gpubox_decision.plan(facts, {"driver_branch": "580", "driver_source": "nvidia"})["torch"]
+    assert (f"torch<{chosen['below']}", chosen["wheels"]) == (cuda.TORCH_OLD, cuda.TORCH_OLD_INDEX.rpartition("/")[2])
 
 
 # --- the role --------------------------------------------------------------------------------------------------------

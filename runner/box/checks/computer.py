@@ -33,6 +33,7 @@ BROKEN = ("half-configured", "half-installed", "unpacked", "triggers-awaited")
 CDI = ("etc/cdi", "run/cdi", "var/run/cdi")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LIMIT = 20.0  # seconds for a program to say what it has to say
+WAKING = 60.0  # and for the driver, which may have to wake eight cards
 KILLED = 2.0  # seconds for one that was killed: one that hangs in the driver may not even end then
 SAID_MAX = 1 << 20
 
@@ -310,7 +311,7 @@ class Computer:
     @cached_property
     def nvml(self) -> dict[str, Any]:
         """What the driver's management library says, asked by a process that may hang: see nvml_reader.py."""
-        found, said = self.json(sys.executable, "-P", "-m", "runner.box.checks.nvml_reader")
+        found, said = self.json(sys.executable, "-P", "-m", "runner.box.checks.nvml_reader", limit=WAKING)
         if isinstance(found, dict):
             return found
         why = "it does not answer" if said.code is None else said.last or f"its reader ended with {said.code}"

@@ -22,7 +22,8 @@ CUDA_LIMIT = 60.0  # seconds: a driver that was asleep, and eight cards to wake
 CONTAINER_LIMIT = 60.0
 JOB_LIMIT, TRAIN_LIMIT = 60.0, 1800.0  # from submitting to the end; the second may fetch some GB, but waits for nobody
 BUILDING = "environment"  # in what the queue says of a job that waits for its own
-TICK = 3.0  # for a command of `runner` that only asks
+ASK = 20.0  # for a command of `runner` that only asks, also on a computer that has much to do
+KNOCK = 10.0  # for the launcher
 ADDER = os.path.abspath(adder.__file__)
 DONE = ("succeeded", "failed", "cancelled", "timed_out", "out_of_memory", "lost")
 
@@ -35,7 +36,7 @@ def add(computer: Computer, cards: Sequence[str]) -> tuple[dict[str, Any] | None
 def ask_launcher(path: str = paths.LAUNCHER_SOCKET) -> str | None:
     """The reply to a packet that asks for nothing; what went wrong; None where only others may ask."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
-        link.settimeout(TICK)
+        link.settimeout(KNOCK)
         try:
             link.connect(path)
             link.send(b"are you there")
@@ -108,6 +109,8 @@ class Ran:
 class Queue:
     """The queue of this box, by its own command, as somebody who is no more than a member."""
 
+    _command = (sys.executable, "-P", "-m", "runner")
+
     def __init__(self, computer: Computer) -> None:
         self._computer = computer
         self.user = _member()
@@ -116,7 +119,7 @@ class Queue:
         """A job with these files as its project, from submitting it to its end."""
         with self._project(files) as folder:
             began = time.monotonic()
-            taken = self._say(folder, 3 * TICK + TICK, "submit", "-d", *options, *words)
+            taken = self._say(folder, ASK, "submit", "-d", *options, *words)
             job = taken.out.strip()
             if taken.code != 0 or not job.isdecimal():
                 return Ran("", taken.out + taken.err, taken.last)
@@ -124,24 +127,22 @@ class Queue:
             try:
                 while (left := began + limit - time.monotonic()) > 0 and state not in DONE:
                     for_now = max(1.0, min(left, JOB_LIMIT))
-                    self._say(folder, for_now + TICK, "wait", "--quiet", "--timeout", f"{for_now:.0f}", job)
+                    self._say(folder, for_now + ASK, "wait", "--quiet", "--timeout", f"{for_now:.0f}", job)
                     state, why = self._state(folder, job)
-                    waits = "" if state in DONE else self._say(folder, TICK, "why", job).out.strip()
+                    waits = "" if state in DONE else self._say(folder, ASK, "why", job).out.strip()
                     if state == "queued" and BUILDING not in waits:
                         break
             finally:
                 if state not in DONE:
-                    self._say(folder, TICK, "cancel", job)
+                    self._say(folder, ASK, "cancel", job)
             if state not in DONE:
                 return Ran("waiting", "", waits or "it did not end")
-            return Ran(state, self._say(folder, 3 * TICK, "logs", job).out, why)
+            return Ran(state, self._say(folder, ASK, "logs", job).out, why)
 
     def _state(self, folder: str, job: str) -> tuple[str, str]:
-        shown, _ = self._computer.json(*self._command, "show", "--json", job, limit=TICK, env={"HOME": folder})
-        found = shown[0] if isinstance(shown, list) and shown else {}
+        shown, _ = self._computer.json(*self._command, "show", "--json", job, limit=ASK, env={"HOME": folder})
+        found = shown.get("job", {}) if isinstance(shown, dict) else {}
         return str(found.get("state", "")), str(found.get("detail") or found.get("reason") or "")
-
-    _command = (sys.executable, "-P", "-m", "runner")
 
     def _say(self, folder: str, limit: float, *words: str) -> Said:
         who: dict[str, Any] = {}
