@@ -505,6 +505,20 @@ def test_a_container_is_made_of_this_computers_files_and_sees_what_the_engine_gi
     assert (patient.place / "docker").read_text().split() == ["import", "run", "rmi"]
 
 
+def test_limits_of_power_are_asked_of_the_program_that_sets_them(patient: Patient) -> None:
+    visit = table.Visit(patient.computer(), False, "")
+    assert visit.limits(patient.computer()).state == "skipped"
+    program = tools.ROOT / "playbooks/roles/power/module_utils/gpubox_watts.py"
+    patient.machine.file(table.POWER, program.read_text())
+    (patient.machine.root / table.POWER).chmod(0o755)
+    for watts, state in (("200", "failed"), ("350", "ok")):
+        wishes = {"limit": watts, "limits": {}, "psu_watts": 0, "rest_watts": 250, "ignored": []}
+        patient.machine.file(table.POWER_SETTINGS, json.dumps(wishes))
+        found = visit.limits(patient.computer())
+        assert found.state == state, found
+        assert (f": {watts} W" in found.what + " ".join(found.evidence)) or state == "ok", found
+
+
 @pytest.mark.parametrize(
     "build",
     [

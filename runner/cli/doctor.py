@@ -118,6 +118,8 @@ class _Told:
 
     def end(self) -> None:
         """NotFound: something was asked for that is no check."""
+        if self._skipped and not self._json:
+            self._flush()
         made = [finding["id"] for finding in self.findings + self._aside]
         for name in self._wanted:
             if not any(_matches(id, name) for id in made):
@@ -126,8 +128,6 @@ class _Told:
         if self._json:
             well = {finding["state"] for finding in self.findings}
             output.json({"ok": FAILED not in well and bool(well & {OK, WARNING}), "checks": self.findings})
-        elif self._skipped:
-            self._flush()
 
 
 def _matches(id: str, name: str) -> bool:

@@ -263,15 +263,11 @@ class Computer:
     @cached_property
     def make_log(self) -> tuple[str, ...]:
         """The end of the last build of NVIDIA's modules that failed: from its first error on."""
-        logs = [
-            f"var/lib/dkms/{module}/{version}/{place}"
-            for module in self.names("var/lib/dkms") if module.startswith("nvidia")
-            for version in self.names("var/lib/dkms", module)
-            for place in ("build/make.log",)
-        ]  # fmt: skip
-        lines = next((text.splitlines() for log in logs if (text := self.text(log))), [])
-        first = next((number for number, line in enumerate(lines) if re.search(r"\berror:|\*\*\*", line, re.I)), 0)
-        return tuple(line.strip() for line in lines[max(first, 0) :][:8] or lines[-8:])
+        modules = [name for name in self.names("var/lib/dkms") if name.startswith("nvidia")]
+        folders = [f"var/lib/dkms/{name}/{version}" for name in modules for version in self.names("var/lib/dkms", name)]
+        lines = next((text.splitlines() for folder in folders if (text := self.text(folder, "build/make.log"))), [])
+        first = next((number for number, line in enumerate(lines) if re.search(r"\berror:|\*\*\*", line, re.I)), -8)
+        return tuple(line.strip() for line in lines[first:][:8])
 
     @cached_property
     def secure_boot(self) -> SecureBoot:

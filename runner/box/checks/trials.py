@@ -17,6 +17,7 @@ from typing import Any
 from runner import paths
 from runner.box.checks import adder
 from runner.box.checks.computer import Computer, Said
+from runner.box.checks.cuda import last_object
 
 CUDA_LIMIT = 60.0  # seconds: a driver that was asleep, and eight cards to wake
 CONTAINER_LIMIT = 60.0
@@ -53,23 +54,21 @@ def ask_launcher(path: str = paths.LAUNCHER_SOCKET) -> str | None:
 def container(computer: Computer, engine: str) -> Said:
     """`nvidia-smi -L` in a container with the least that it needs, of this computer's own files: nothing is fetched."""
     with tempfile.TemporaryDirectory(prefix="gpubox-doctor-") as folder:
-        libraries = f"{folder}/root"
-        places = _furnish(computer, libraries)
-        words = ["nvidia-smi", "-L"]
-        env = {"LD_LIBRARY_PATH": ":".join(places), "PATH": "/usr/bin:/usr/lib/nvidia/current"}
-        options = ["--rm", "--network=none", "--device=nvidia.com/gpu=all"]
-        options += [f"--env={name}={value}" for name, value in env.items()]
-        script = [*options, "--entrypoint=/bin/sh"]
-        command = ["-c", " ".join(words)]
+        root, name = f"{folder}/root", f"gpubox-doctor-{os.getpid()}"
+        libraries = ":".join(_furnish(computer, root))
+        options = [
+            "--rm", "--network=none", "--device=nvidia.com/gpu=all", f"--env=LD_LIBRARY_PATH={libraries}",
+            "--env=PATH=/usr/bin:/usr/lib/nvidia/current", "--entrypoint=/bin/sh",
+        ]  # fmt: skip
+        words = ("-c", "nvidia-smi -L")
         if engine == "podman":
-            return computer.run("podman", "run", *script, "--rootfs", libraries, *command, limit=CONTAINER_LIMIT)
-        name = f"{os.path.basename(folder)}:latest".lower()
-        made = computer.run("tar", "--create", f"--file={folder}/image", f"--directory={libraries}", ".")
+            return computer.run("podman", "run", *options, "--rootfs", root, *words, limit=CONTAINER_LIMIT)
+        made = computer.run("tar", "--create", f"--file={folder}/image", f"--directory={root}", ".")
         made = made if made.code else computer.run("docker", "import", f"{folder}/image", name)
         if made.code != 0:
             return made
         try:
-            return computer.run("docker", "run", *script, name, *command, limit=CONTAINER_LIMIT)
+            return computer.run("docker", "run", *options, name, *words, limit=CONTAINER_LIMIT)
         finally:
             computer.run("docker", "rmi", "--force", name)
 
@@ -140,8 +139,8 @@ class Queue:
             return Ran(state, self._say(folder, ASK, "logs", job).out, why)
 
     def _state(self, folder: str, job: str) -> tuple[str, str]:
-        shown, _ = self._computer.json(*self._command, "show", "--json", job, limit=ASK, env={"HOME": folder})
-        found = shown.get("job", {}) if isinstance(shown, dict) else {}
+        shown = last_object(self._say(folder, ASK, "show", "--json", job).out) or {}
+        found = shown.get("job", {})
         return str(found.get("state", "")), str(found.get("detail") or found.get("reason") or "")
 
     def _say(self, folder: str, limit: float, *words: str) -> Said:
@@ -159,8 +158,8 @@ class Queue:
             for name, text in files.items():
                 with open(f"{folder}/project/{name}", "w") as file:
                     file.write(text)
-            if self.user:
-                for place in (folder, f"{folder}/project", *(f"{folder}/project/{name}" for name in files)):
+            if self.user:  # from the inside out: what is given away can be replaced by a link to what is not
+                for place in (*(f"{folder}/project/{name}" for name in files), f"{folder}/project", folder):
                     os.chown(place, self.user.pw_uid, self.user.pw_gid)
             yield folder
 
