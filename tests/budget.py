@@ -37,12 +37,15 @@ FILES = {
     "gpus": 20.0,
     "main_job": 60.0,
     "plan": 30.0,
+    "playbooks": 10.0,
+    "power": 10.0,
     "queue_machine": 30.0,
     "retention": 10.0,
     "schedule": 15.0,
     "serve": 40.0,
     "simulation": 20.0,
     "supervisor": 30.0,
+    "verify": 15.0,
     "watch": 15.0,
 }
 OTHER_SECONDS = 6.0

@@ -59,6 +59,7 @@ def checkout(tmp_path: Path) -> Path:
 # --- as text ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("book", BOOKS)
 def test_a_playbook_is_understood_where_it_lies_and_from_the_top(checkout: Path, book: str) -> None:
     for folder, words in (("playbooks", (book,)), ("", ("-i", "inventory.ini", f"playbooks/{book}"))):
