@@ -25,11 +25,12 @@ from hosts import a_host, bed_run  # noqa: F401
 ROOT = Path(__file__).resolve().parent.parent
 PLAYBOOKS = ROOT / "playbooks"
 BOOKS = sorted(path.name for path in PLAYBOOKS.glob("*.yml"))
-ROLES = [name for play in yaml.safe_load((PLAYBOOKS / "setup.yml").read_text()) for name in play["roles"]]
+PLAYS = [play for book in ("setup.yml", *BOOKS) for play in yaml.safe_load((PLAYBOOKS / book).read_text())]
+ROLES = list(dict.fromkeys(name for play in PLAYS for name in play.get("roles", ())))
 MODULES = sorted([*PLAYBOOKS.glob("library/*.py"), *PLAYBOOKS.glob("roles/*/library/*.py")])
 YAML = sorted(path for path in PLAYBOOKS.rglob("*.yml"))
 NOT_MODULES = {"name", "when", "register", "loop", "vars", "notify", "environment", "block", "rescue", "always", "args",
-               "tags", "become", "diff"}  # fmt: skip
+               "tags", "become", "diff", "loop_control"}  # fmt: skip
 SECRET = re.compile(r"token|password|passphrase|secret|proxy")
 
 

@@ -24,9 +24,9 @@ options:
     description: Names the timer. O(state=confirmed) is for all that are armed, and takes no name.
     type: str
   state:
-    description: Write the file, or confirm that it does no harm.
+    description: Write the file or take it away, or confirm that it does no harm.
     type: str
-    choices: [present, confirmed]
+    choices: [present, absent, confirmed]
     default: present
   path:
     description: The file.
@@ -118,7 +118,10 @@ def save(path: str, place: str, revert: str) -> str:
     return script
 
 
-def put(path: str, content: str) -> None:
+def put(path: str, content: str | None) -> None:
+    if content is None:
+        os.unlink(path)
+        return
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     new = f"{path}.gpubox-new"  # no name that a service would read
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), "w") as file:
@@ -137,7 +140,9 @@ def disarm(name: str) -> None:
     shutil.rmtree(f"{PLACE}/{name}", ignore_errors=True)
 
 
-def change(name: str, path: str, content: str, validate: str | None, apply: str, revert: str, seconds: int) -> None:
+def change(
+    name: str, path: str, content: str | None, validate: str | None, apply: str, revert: str, seconds: int
+) -> None:
     """Raises Refused, with the former state back at once."""
     stop_timer(name)
     script = save(path, f"{PLACE}/{name}", revert)
@@ -161,7 +166,7 @@ def main() -> None:
     module = AnsibleModule(
         {
             "name": text,
-            "state": {"type": "str", "choices": ["present", "confirmed"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "absent", "confirmed"], "default": "present"},
             "path": {"type": "path"},
             "content": text,
             "validate": text,
@@ -169,7 +174,10 @@ def main() -> None:
             "revert": text,
             "seconds": {"type": "int", "default": 300},
         },
-        required_if=[("state", "present", ("name", "path", "content", "apply"))],
+        required_if=[
+            ("state", "present", ("name", "path", "content", "apply")),
+            ("state", "absent", ("name", "path", "apply")),
+        ],
         supports_check_mode=True,
     )
     asked = module.params
@@ -178,19 +186,19 @@ def main() -> None:
             for name in os.listdir(PLACE) if os.path.isdir(PLACE) else ():
                 disarm(name)
         module.exit_json(changed=False)
-    was = content_of(asked["path"])
-    if was == asked["content"]:
+    was, content = content_of(asked["path"]), asked["content"] if asked["state"] == "present" else None
+    if was == content:
         module.exit_json(changed=False)
     diff = {
         "before": was or "",
-        "after": asked["content"],
+        "after": content or "",
         "before_header": asked["path"],
         "after_header": asked["path"],
     }
     if not module.check_mode:
-        orders = {key: asked[key] for key in ("name", "path", "content", "validate", "apply", "seconds")}
+        orders = {key: asked[key] for key in ("name", "path", "validate", "apply", "seconds")}
         try:
-            change(**orders, revert=asked["revert"] or asked["apply"])
+            change(**orders, content=content, revert=asked["revert"] or asked["apply"])
         except (OSError, Refused) as error:
             module.fail_json(msg=f"{asked['path']} is as it was: {error}")
     module.exit_json(changed=True, diff=diff, reverts_in=asked["seconds"])

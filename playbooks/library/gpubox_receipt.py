@@ -23,6 +23,7 @@ description:
   - Packages, users, groups and memberships that are there already are not recorded, since nothing will be undone.
   - An entry is {kind, name, before, role, at}. C(before) is null for what was not there; for a file its content
     (base64), mode and owners; for a folder its mode and owners; for a unit how it was enabled and whether it ran.
+  - The first time, all installed packages are remembered, so that what later comes along with ours is told apart.
 options:
   role:
     description: Who is about to change them.
@@ -34,7 +35,17 @@ options:
     elements: path
     default: []
   folders:
-    description: Paths of folders.
+    description: Paths of folders that may get other things, too; one that was not there goes when it is empty.
+    type: list
+    elements: path
+    default: []
+  trees:
+    description: Paths of folders in which all is ours; one that was not there goes with what is in it.
+    type: list
+    elements: path
+    default: []
+  data:
+    description: Paths of folders in which is what the owner made; one that was not there goes when the owner says so.
     type: list
     elements: path
     default: []
@@ -85,15 +96,27 @@ added:
   type: list
 """
 
-KINDS = ("folders", "groups", "users", "members", "packages", "files", "units")  # undone in the other direction
-ALWAYS = ("files", "folders", "units")  # these change while they stay; the others come or are there
+SINGULAR = {
+    "folders": "folder",
+    "trees": "tree",
+    "data": "data",
+    "groups": "group",
+    "users": "user",
+    "members": "member",
+    "packages": "package",
+    "files": "file",
+    "units": "unit",
+}
+KINDS = tuple(SINGULAR)
+PATHS = ("files", "folders", "trees", "data")
+ALWAYS = (*PATHS, "units")  # these change while they stay; the others come or are there
 
 
 def before(kind: str, name: str) -> object:
     """How the thing is now; None: it is not there."""
     return {
         "files": _file,
-        "folders": _folder,
+        **dict.fromkeys(("folders", "trees", "data"), _folder),
         "packages": _package,
         "users": lambda name: _known(pwd.getpwnam, name),
         "groups": lambda name: _known(grp.getgrnam, name),
@@ -116,7 +139,14 @@ def _folder(path: str) -> dict[str, object] | None:
         found = os.lstat(path)
     except FileNotFoundError:
         return None
-    return {"mode": f"{found.st_mode & 0o7777:04o}", "uid": found.st_uid, "gid": found.st_gid}
+    return {"mode": f"{found.st_mode & 0o7777:04o}", "uid": found.st_uid, "gid": found.st_gid, **_default_acl(path)}
+
+
+def _default_acl(path: str) -> dict[str, object]:
+    try:
+        return {"acl": base64.b64encode(os.getxattr(path, "system.posix_acl_default", follow_symlinks=False)).decode()}
+    except OSError:
+        return {}
 
 
 def _package(name: str) -> bool | None:
@@ -151,12 +181,20 @@ def _said(*words: str) -> str:
     return done.stdout.strip()
 
 
+def packages() -> list[str]:
+    """The names of all that are installed, of a foreign architecture as name:architecture."""
+    listed = _said("dpkg-query", "--show", "--showformat=${db:Status-Status} ${Architecture} ${Package}\n")
+    here = (_said("dpkg", "--print-architecture"), "all")
+    found = [line.split() for line in listed.splitlines() if line.startswith("installed ")]
+    return sorted(name if architecture in here else f"{name}:{architecture}" for _, architecture, name in found)
+
+
 def read(path: str) -> dict[str, object]:
     try:
         with open(path) as file:
             return json.load(file)
     except FileNotFoundError:
-        return {"version": 1, "items": []}
+        return {"version": 1, "packages": packages(), "items": []}
 
 
 def write(path: str, receipt: dict[str, object]) -> None:
@@ -175,7 +213,7 @@ def news(receipt: dict[str, object], wanted: dict[str, list[str]], role: str, no
     known = {(item["kind"], item["name"]) for item in receipt["items"]}
     found = []
     for kinds in KINDS:
-        kind = kinds[:-1]
+        kind = SINGULAR[kinds]
         for name in wanted[kinds]:
             if (kind, name) in known:
                 continue
@@ -194,7 +232,7 @@ def main() -> None:
         {
             "role": {"type": "str", "required": True},
             "path": {"type": "path", "default": "/etc/gpubox/receipt.json"},
-            **{kind: {**listed, "elements": "path" if kind in ("files", "folders") else "str"} for kind in KINDS},
+            **{kind: {**listed, "elements": "path" if kind in PATHS else "str"} for kind in KINDS},
         },
         supports_check_mode=True,
     )

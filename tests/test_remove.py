@@ -1,0 +1,222 @@
+"""remove.yml: what belongs to us goes and nothing else; on hosts of the test bed (`box`), shown by a diff."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tools
+from bed.box import Box
+from hosts import a_host, bed_run  # noqa: F401
+from test_playbooks import PLAYBOOKS, Owner, module
+
+INVENTORY = Path(__file__).parent / "bed/inventory.py"
+
+
+# --- which packages go: pure -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def removal() -> ModuleType:
+    return module("gpubox_removal")
+
+
+def packages(**told: str) -> dict[str, dict[str, object]]:
+    """name="a|b c ?d @e *": needs a or b, and c; merely wants d; provides e; came automatically. _ stands for -."""
+    found = {}
+    for name, words in told.items():
+        about: dict[str, object] = {"needs": [], "wants": [], "provides": set(), "automatic": "*" in words.split()}
+        for word in words.replace("_", "-").split():
+            if word.startswith("@"):
+                about["provides"] = {word[1:]}
+            elif word != "*":
+                wanted = word.startswith("?")
+                about["wants" if wanted else "needs"].append(set(word.lstrip("?").split("|")))  # type: ignore[attr-defined]
+        found[name.replace("_", "-")] = about
+    return found
+
+
+BEFORE = packages(base="libc", libc="*", shell="")
+OURS = packages(git="libc libcurl ?less", libcurl="ssl|tls", ssl="*  libc", less="*") | packages(libcurl="* ssl|tls")
+
+
+@pytest.mark.parametrize(
+    ("others", "going"),
+    [
+        ({}, "git less libcurl ssl"),
+        (packages(editor=""), "git less libcurl ssl"),
+        (packages(lfs="git"), ""),
+        (packages(lfs="?git"), ""),
+        (packages(browser="libcurl"), "git less"),
+        (packages(browser="tls|ssl"), "git less libcurl"),
+        (packages(browser="tls|ssl", tls="libc"), "git less libcurl ssl"),
+        (packages(pager="?less"), "git libcurl ssl"),
+        (packages(theirs="helper", helper="* ssl"), "git less libcurl"),
+        (packages(orphan="*"), "git less libcurl ssl"),
+    ],
+    ids=[
+        "what came along goes",
+        "what the owner installed stays",
+        "what the owner's needs stays, with all it needs",
+        "what the owner's recommends stays",
+        "a library the owner's needs stays",
+        "the only one of two that is there stays",
+        "of two that are there ours goes",
+        "what was recommended to us and is recommended to the owner stays",
+        "what is needed further down stays",
+        "what nobody needs but did not come with us stays",
+    ],
+)
+def test_what_came_with_us_goes_and_nothing_else(removal: ModuleType, others: dict[str, object], going: str) -> None:
+    assert removal.to_purge({"git"}, set(BEFORE), {**BEFORE, **OURS, **others}) == set(going.split())
+
+
+def test_what_was_there_before_wants_nothing_new(removal: ModuleType) -> None:
+    """It lived without what it recommends; but after an upgrade it may need more."""
+    there = packages(base="libc", libc="*", shell="?git")
+    assert removal.to_purge({"git"}, set(there), {**there, **OURS}) == set(OURS)
+    there = packages(base="libc", libc="*", shell="ssl")
+    assert removal.to_purge({"git"}, set(there), {**there, **OURS}) == set(OURS) - {"ssl"}
+
+
+def test_a_kernel_that_came_along_stays(removal: ModuleType) -> None:
+    found = packages(modules="linux_image_6.8.0_50_generic", linux_image_6__8="")
+    found["linux-image-6.8.0-50-generic"] = packages(x="*")["x"]
+    assert removal.to_purge({"modules"}, set(), found) == {"modules"}
+
+
+def test_ours_that_provide_what_is_needed_stay(removal: ModuleType) -> None:
+    found = packages(postfix="@mail_agent", cron="mail_agent", other="")
+    assert removal.to_purge({"postfix", "other"}, {"cron"}, found) == {"other"}
+
+
+def test_a_field_of_dependencies_is_read(removal: ModuleType) -> None:
+    field = "libc6 (>= 2.4), python3:any | python3-minimal (= 3.13.5-1), dkms [amd64]"
+    assert removal.dependencies(field) == [{"libc6"}, {"python3", "python3-minimal"}, {"dkms"}]
+    assert removal.dependencies("") == []
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("was", ["text", "link", "nothing"])
+@pytest.mark.parametrize("now", ["text", "link", "nothing", "same"])
+def test_a_file_is_as_it_was(removal: ModuleType, tmp_path: Path, was: str, now: str) -> None:
+    path = tmp_path / "etc" / "rule"
+    path.parent.mkdir()
+
+    def make(kind: str, text: str) -> None:
+        if kind == "text":
+            path.write_text(text)
+            path.chmod(0o640)
+        elif kind == "link":
+            path.symlink_to(text)
+
+    make(was, "the owner's")
+    before = module("gpubox_receipt").before("files", str(path))
+    if now != "same":
+        path.unlink(missing_ok=True)
+        make(now, "ours")
+    same = removal.same_file(str(path), before)
+    assert same == (now == "same" or now == was == "nothing")
+    if not same:
+        removal.restore_file(str(path), before)
+    assert removal.same_file(str(path), before)
+    assert module("gpubox_receipt").before("files", str(path)) == before
+    assert [one.name for one in path.parent.iterdir()] == ([] if was == "nothing" else ["rule"])
+
+
+# --- on hosts --------------------------------------------------------------------------------------------------------
+
+
+def inventory(host: Box) -> set[str]:
+    sudo = "" if host.user == "root" else "sudo "
+    return set(host.run(f"{sudo}python3 -", text=INVENTORY.read_text()).splitlines())
+
+
+# What may differ, and why.
+ALLOWED = {
+    r"folder /(root|home/\w+)/\.ansible(/tmp)? ": "Ansible's own, made by every playbook",
+    r"(file|folder) /(root|home/\w+)/(\.cache|\.cache/gpubox(/.*)?|project(/.*)?) ": "of who submitted a job",
+    r"file /etc/(passwd|group|shadow|gshadow)- ": "the former version, which every change of an account leaves",
+    r"file /var/lib/dpkg/status-old ": "the former version, which every package leaves",
+    r"file /var/lib/dpkg/status ": "sections as the archive has them now; packages are compared by themselves",
+    r"file /var/lib/ucf/(hashfile|registry)\.\d ": "former versions, which every package with such a file leaves",
+    r"file /var/lib/ucf/registry ": "unattended-upgrades does not take its own files out of there when it is purged",
+    r"file /var/lib/apt/extended_states 0644 0:0 e3b0c44298fc1c14": "empty; apt makes it",
+    r"loaded \S+\.target ": "what was reached in this boot stays so",
+}
+
+
+def differences(before: set[str], after: set[str]) -> list[str]:
+    allowed = re.compile("|".join(ALLOWED))
+    return sorted(
+        [f"- {line}" for line in before - after if not allowed.match(line)]
+        + [f"+ {line}" for line in after - before if not allowed.match(line)]
+    )
+
+
+def without_queue(host: Box) -> set[str]:
+    """What changes by itself while gpubox is there left out."""
+    return {line for line in inventory(host) if "/var/lib/gpubox/" not in line and " gpubox-job-" not in line}
+
+
+def remove(owner: Owner, *words: str, code: int = 0) -> str:
+    done = owner.run(PLAYBOOKS / "remove.yml", *words)
+    assert done.returncode == code, done.stdout[-6000:] + done.stderr
+    return done.stdout
+
+
+def changed(said: str) -> int:
+    return int(re.findall(r"changed=(\d+)", said)[-1])
+
+
+@pytest.mark.box
+@pytest.mark.parametrize(("suite", "user"), [("trixie", "root"), ("bookworm", "owner")])
+def test_a_removed_box_is_what_it_was(a_host: Callable[..., Box], tmp_path: Path, suite: str, user: str) -> None:  # noqa: F811
+    host = a_host(suite=suite, user=user)
+    owner = Owner(host, tmp_path)
+    sudo = "" if user == "root" else "sudo "
+    # What needs a newer version of something has it upgraded, and that stays: so all is new before.
+    host.run(f"{sudo}apt-get update -qq; {sudo}DEBIAN_FRONTEND=noninteractive apt-get upgrade --quiet --yes")
+    before = inventory(host)
+    owner.setup()
+    host.run(f"mkdir project; cd project; {sudo}runner submit --base -- sh -c 'echo 1 >$RUNNER_OUT/x'")
+
+    job = host.run(f"cd project; {sudo}runner submit -d --base -- sleep 600").split()[-1]
+    tools.wait_until(lambda: "running" in host.run(f"{sudo}runner ps"), 20)
+    there = without_queue(host)
+    said = remove(owner, code=2)
+    assert re.search(rf"These jobs run or wait: {job} \(sleep, running, of \w+\)", " ".join(said.split()))
+    assert "gpubox_remove_anyway=true" in said
+    assert without_queue(host) == there
+    host.run(f"{sudo}runner cancel {job}; {sudo}runner wait {job} || true")
+
+    told = remove(owner, "--check")
+    assert "purge" in told
+    assert without_queue(host) == there
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(remove, owner, code=2)
+        tools.wait_until(lambda: host.ssh("pgrep --full 'dpkg .*--(remove|purge)'").stdout, 60)
+        host.run(f"{sudo}pkill --signal KILL --full '^(apt-get|/usr/bin/dpkg) '")
+        assert "run this again" in " ".join(first.result().split())
+    remove(owner)
+    kept = differences(before, inventory(host))
+    mine = re.compile(
+        r"/(srv/gpubox|var/lib/gpubox|var/lib/gpubox-job|etc/gpubox)(/| )|/etc/(passwd|group|shadow|gshadow) "
+    )
+    assert [line for line in kept if not mine.search(line)] == []
+    assert any("/var/lib/gpubox/runner.db " in line for line in kept)
+    again = remove(owner)
+    assert changed(again) == 0
+    assert "gpubox_remove_data=true" in again
+
+    remove(owner, "--extra-vars", "gpubox_remove_data=true")
+    assert differences(before, inventory(host)) == []
+    nothing = remove(owner, "--extra-vars", "gpubox_remove_data=true")
+    assert changed(nothing) == 0
+    assert "Nothing of gpubox is here" in nothing
