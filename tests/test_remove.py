@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -128,6 +129,51 @@ def test_a_file_is_as_it_was(removal: ModuleType, tmp_path: Path, was: str, now:
     assert removal.same_file(str(path), before)
     assert module("gpubox_receipt").before("files", str(path)) == before
     assert [one.name for one in path.parent.iterdir()] == ([] if was == "nothing" else ["rule"])
+
+
+ADDED = """\
+Added user rules (see 'ufw status' for running firewall):
+ufw allow 22/tcp
+ufw allow from 10.0.0.0/8 to any port 7443 proto tcp comment 'gpubox'
+ufw allow from 192.168.0.0/16 to any port 80 proto tcp comment 'gpubox of my neighbour'
+"""
+
+
+def test_ports_that_were_opened_in_a_firewall_of_the_owner_are_closed(
+    removal: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "said", lambda *words: ADDED if words == ("ufw", "show", "added") else "")
+    found = removal.Removal({"items": []}, "/etc/gpubox/receipt.json", False, False, [], doing=False)
+    found.open_ufw()
+    assert found.steps == ["ufw --force delete allow from 10.0.0.0/8 to any port 7443 proto tcp"]
+
+
+def test_what_is_the_owners_is_kept_with_those_it_belongs_to(removal: ModuleType, tmp_path: Path) -> None:
+    """And a folder of ours that holds something else by now."""
+    for name in ("data/set", "ours/tree", "shared", "empty"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "shared/of-somebody").touch()
+    kinds = {"data": "data", "ours": "tree", "shared": "folder", "empty": "folder"}
+    items = [{"kind": kind, "name": str(tmp_path / name), "before": None} for name, kind in kinds.items()]
+    receipt = tmp_path / "etc/receipt.json"
+    receipt.parent.mkdir()
+    receipt.write_text(json.dumps({"version": 1, "packages": [], "items": items}))
+
+    def clear(data: bool) -> tuple[list[str], list[str]]:
+        told = json.loads(receipt.read_text())
+        found = removal.Removal(told, str(receipt), data, False, [], doing=True)
+        found.clear_folders()
+        found.forget()
+        return [step.replace(f"{tmp_path}/", "") for step in found.steps], found.notes
+
+    steps, notes = clear(data=False)
+    assert steps == ["remove ours with all in there", "remove empty"]
+    assert notes[0] == f"{tmp_path}/shared stays: of-somebody in there is not ours"
+    assert "gpubox_remove_data=true" in notes[1]
+    assert [one["kind"] for one in json.loads(receipt.read_text())["items"]] == ["data"]
+    assert clear(data=False)[0] == []
+    assert clear(data=True)[0] == ["remove data with all in there", "remove etc/receipt.json"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == ["shared"]
 
 
 # --- on hosts --------------------------------------------------------------------------------------------------------

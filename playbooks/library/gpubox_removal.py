@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import glob
 import grp
 import json
 import os
@@ -486,9 +485,6 @@ class Removal:
 
     def clear_folders(self) -> None:
         mine = os.path.dirname(self.path)
-        for path in sorted(glob.glob("/run/gpubox*")):
-            act = shutil.rmtree if os.path.isdir(path) else os.unlink
-            self.step(f"remove {path}", functools.partial(act, path))
         for kind, name, was in sorted(
             ((one["kind"], one["name"], one["before"]) for one in self.receipt["items"]),
             key=lambda one: one[1],
