@@ -10,6 +10,7 @@ from gpubox_decision.cards import cards_of, need_of
 from gpubox_decision.choices import choices_of
 from gpubox_decision.driver import decide
 from gpubox_decision.packages import exact_module
+from gpubox_decision.sources import sources
 from gpubox_decision.stack import containers, cuda, notices, python, sizes, torch
 from gpubox_decision.tables import Facts, Wishes
 
@@ -22,7 +23,9 @@ DEFAULTS: Wishes = {
     "driver_set": "auto",  # auto, compute, desktop
     "driver_without_gpu": False,
     "ignored_gpus": (),  # PCI addresses
-    "nvidia_repository_url": "",  # a mirror of NVIDIA's repository
+    "nvidia_repository_url": "",  # a mirror of NVIDIA's repository: the folder that holds its InRelease
+    "nvidia_key_url": "",  # "": beside it
+    "nvidia_key_fingerprints": (),  # (): NVIDIA's own, from the table
     "offline": False,
     "cuda": (),  # toolkit versions
     "containers": "podman",  # podman, docker, none
@@ -30,7 +33,7 @@ DEFAULTS: Wishes = {
 
 
 def plan(facts: Facts, wishes: Wishes | None = None) -> dict[str, Any]:
-    """-> cards, driver, cuda, torch, containers, python, sizes, notices, problems. A problem is {id, what, why, next}:
+    """-> cards, driver, sources, cuda, torch, containers, python, sizes, notices, problems. A problem is {id, what, why, next}:
     what was wished can't be had. Sizes are bytes, from a table; those of the driver's packages apt knows better."""
     wanted = {**DEFAULTS, **(wishes or {})}
     cards = cards_of(facts, wanted)
@@ -39,6 +42,7 @@ def plan(facts: Facts, wishes: Wishes | None = None) -> dict[str, Any]:
     made = {
         "cards": cards,
         "driver": vars(driver),
+        "sources": sources(facts, wanted, driver.source, driver.branch, toolkits["packages"]),
         "cuda": toolkits,
         "torch": torch(cards, driver),
         "containers": containers(facts, wanted, driver),

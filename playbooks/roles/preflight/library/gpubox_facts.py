@@ -58,6 +58,9 @@ SOURCES = {  # a part of an address -> who is behind it
     "system76": "system76",
     "download.docker.com": "docker",
 }
+OUR_SOURCE = "etc/apt/sources.list.d/gpubox-cuda.sources"  # NVIDIA's repository, or a mirror of it
+NOT_OPTIONS = ("types", "uris", "suites", "components", "enabled")
+DEB822 = {"arch": "architectures", "lang": "languages", "target": "targets"}  # what a .list calls otherwise
 OLDEST_CLOCK = 1767225600  # 2026-01-01: this file is younger than that
 
 
@@ -398,7 +401,8 @@ def installed_packages(tree):
 
 
 def sources(tree):
-    """apt's enabled sources: one entry for each address of each."""
+    """apt's enabled sources: one entry for each address of each. options: its other fields, as apt has to see them
+    again in a second source of the same address, or it refuses both."""
     files = ["etc/apt/sources.list"]
     files += ["etc/apt/sources.list.d/" + name for name in tree.names("etc/apt/sources.list.d")]
     found = []
@@ -413,9 +417,12 @@ def sources(tree):
 
 def _lines(content):
     for line in content.splitlines():
-        words = re.sub(r"\[[^]]*\]", "", line.partition("#")[0]).split()
-        if len(words) > 2 and words[0] == "deb":
-            yield words[1], [words[2]], words[3:]
+        line = line.partition("#")[0]
+        words = re.sub(r"\[[^]]*\]", "", line).split()
+        pairs = [word.partition("=") for word in (re.findall(r"\[([^]]*)\]", line) or [""])[0].split()]
+        if len(words) > 1 and words[0] == "deb":
+            options = {DEB822.get(name, name): value.replace(",", " ") for name, _, value in pairs}
+            yield words[1], words[2:3], words[3:], options
 
 
 def _paragraphs(content):
@@ -424,13 +431,39 @@ def _paragraphs(content):
         fields = {name.lower(): value for name, value in fields.items()}
         if fields.get("enabled", "yes").strip().lower() in ("no", "false", "0"):
             continue
+        if "deb" not in fields.get("types", "deb").split():
+            continue
+        options = {name: value for name, value in fields.items() if name not in NOT_OPTIONS}
         for url in fields.get("uris", "").split():
-            yield url, fields.get("suites", "").split(), fields.get("components", "").split()
+            yield url, fields.get("suites", "").split(), fields.get("components", "").split(), options
 
 
-def _source(file, url, suites, components):
+def _source(file, url, suites, components, options):
     kind = next((kind for part, kind in SOURCES.items() if part in url), "other")
-    return {"file": "/" + file, "url": url, "suites": suites, "components": components, "kind": kind}
+    if kind == "other" and file == OUR_SOURCE:
+        kind = "nvidia-mirror"
+    return {
+        "file": "/" + file,
+        "url": url,
+        "suites": suites,
+        "components": components,
+        "options": options,
+        "kind": kind,
+    }
+
+
+def released(tree):
+    """What the lists that apt has fetched say of each address and suite: the components there are."""
+    found = {}
+    for name in tree.names("var/lib/apt/lists"):
+        if not name.endswith(("_InRelease", "_Release")):
+            continue
+        fields = dict(
+            re.findall(r"^(Components|Origin|Label): *(.*)$", tree.text("var/lib/apt/lists", name) or "", re.M)
+        )
+        names = [part.rpartition("/")[2] for part in fields.get("Components", "").split()]
+        found[re.sub(r"_(In)?Release$", "", name)] = sorted(set(names))
+    return found
 
 
 def installs(tree, packages):
@@ -469,7 +502,7 @@ def gather(root="/", now=None):
         "thunderbolt": thunderbolt(tree),
         "driver": driver(tree),
         "installs": installs(tree, packages),
-        "apt": {"sources": sources(tree), "lists": _has_lists(tree), "offers": {}},
+        "apt": {"sources": sources(tree), "lists": _has_lists(tree), "released": released(tree), "offers": {}},
     }
     found.update(cards(tree))
     return found
