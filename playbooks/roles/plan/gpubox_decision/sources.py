@@ -90,7 +90,7 @@ def _pins(facts: Facts, branch: int | None, theirs: bool) -> str:
 
 
 def _components(facts: Facts, wanted: Sequence[str]) -> str:
-    """A paragraph for each of the machine's own sources of Debian that lacks some: same mirror, same suites, same key."""
+    """A paragraph for each of the machine's own sources of Debian that lacks some: same mirror, suite and key."""
     if facts["system"]["id"] != "debian" or not wanted:
         return ""
     paragraphs = []
