@@ -70,7 +70,7 @@ def old_kernel(machine: Machine) -> Machine:
     return machine.kernel("6.12.96+deb13-amd64").running("6.12.96+deb13-amd64")
 
 
-DEBIAN_580 = ["linux-headers-amd64", "nvidia-driver-pinning-580", "nvidia-driver-cuda", "nvidia-kernel-open-dkms"]
+DEBIAN_580 = ["linux-headers-amd64", "nvidia-driver-cuda", "nvidia-kernel-open-dkms"]
 SIGNED_580 = [
     "linux-modules-nvidia-580-server-open-generic",
     "nvidia-headless-no-dkms-580-server-open",
@@ -173,12 +173,12 @@ ROWS = [
     Row("none, and offline", NEW, lambda m: ubuntu(m.gpu("2204")), {"offline": True},
         {"source": "none", "problems": ["driver-not-available"]}, "name a mirror"),
     Row("a mirror", NEW, lambda m: ubuntu(m.gpu("2204")), {"nvidia_repository_url": "https://mirror.example/x"},
-        {"source": "mirror", "url": "https://mirror.example/x"}, "your mirror"),
+        {"source": "mirror", "sources.url": "https://mirror.example/x/"}, "your mirror"),
     Row("NVIDIA's wished, 580", NEW, lambda m: m.gpu("2204"), {"driver_source": "nvidia"},
-        {**NVIDIA, "packages": ["linux-headers-generic", "nvidia-driver-pinning-580", "libnvidia-compute-580",
-                                "nvidia-utils-580", "nvidia-dkms-580-open"]}),
+        {**NVIDIA, "optional": ["nvidia-persistenced"], "packages": ["linux-headers-generic", "libnvidia-compute-580",
+                                                                     "nvidia-utils-580", "nvidia-dkms-580-open"]}),
     Row("NVIDIA's wished, 595", NEW, lambda m: m.gpu("2204"), {"driver_source": "nvidia", "driver_branch": "595"},
-        {"packages": ["linux-headers-generic", "nvidia-driver-pinning-595", "libnvidia-compute", "nvidia-dkms-open"]}),
+        {"packages": ["linux-headers-generic", "libnvidia-compute", "nvidia-dkms-open"]}),
     Row("615 has no proprietary modules", NEW, lambda m: m.gpu("2204"),
         {"driver_source": "nvidia", "driver_branch": "615", "driver_flavour": "proprietary"},
         {"problems": ["driver-not-available"]}, "no modules of a flavour"),
@@ -232,8 +232,7 @@ ROWS = [
     Row("Debian, a screen", "debian-13", lambda m: m.gpu("2204", boot_vga=True).package("gdm3", "1"), {},
         {"set": "desktop", "last": "nvidia-open"}),
     Row("an old driver of NVIDIA's", "debian-13", lambda m: m.gpu("2204").nvidia_source().offering(
-        "570.172.08-1", "linux-headers-amd64", "nvidia-driver-pinning-570", "nvidia-driver-cuda",
-        "nvidia-kernel-open-dkms"),
+        "570.172.08-1", "linux-headers-amd64", "nvidia-driver-cuda", "nvidia-kernel-open-dkms"),
         {"driver_source": "nvidia", "driver_branch": "570"}, {"problems": ["driver-does-not-build"]},
         "pci_resize_resource"),
     # --- what is there already -------------------------------------------------------------------------------------

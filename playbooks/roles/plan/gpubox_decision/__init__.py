@@ -10,7 +10,7 @@ from gpubox_decision.cards import cards_of, need_of
 from gpubox_decision.choices import choices_of
 from gpubox_decision.driver import decide
 from gpubox_decision.packages import exact_module
-from gpubox_decision.sources import sources
+from gpubox_decision.sources import no_components, sources
 from gpubox_decision.stack import containers, cuda, notices, python, sizes, torch
 from gpubox_decision.tables import Facts, Wishes
 
@@ -47,7 +47,7 @@ def plan(facts: Facts, wishes: Wishes | None = None) -> dict[str, Any]:
         "torch": torch(cards, driver),
         "containers": containers(facts, wanted, driver),
         "python": python(facts),
-        "problems": problems + toolkit_problems,
+        "problems": problems + toolkit_problems + no_components(facts, driver.source),
     }
     return {**made, "sizes": sizes(made), "notices": notices(facts, wanted, made)}
 

@@ -12,6 +12,7 @@ from gpubox_decision.packages import (
     CHOSEN_PACKAGE,
     branch_of,
     exact_module,
+    has_nvidia,
     headers,
     installed_source,
     kernel_flavour,
@@ -120,7 +121,7 @@ def _missing(facts: Facts, source: str, choice: Choice) -> str | None:
             return None if choice.branch in listed else f"branch {choice.branch}"
         exact = [exact_module(name, facts) for name in choice.packages if name.startswith("linux-modules-nvidia")]
         asked: tuple[str, ...] = (*choice.packages, *exact)
-    elif source in ("nvidia", "mirror") and any(one["kind"] == "nvidia" for one in apt["sources"]) and apt["offers"]:
+    elif source in ("nvidia", "mirror") and has_nvidia(facts) and apt["offers"]:
         asked = choice.packages
     else:
         return None
@@ -137,6 +138,12 @@ def _breakage(facts: Facts, source: str, branch: int, version: str | None) -> st
             if any(_between(release, first, last) for first, last in pair["kernels"]):
                 name = "Debian's own driver" if source == "debian" else "The driver"
                 return f"{name} {version or branch} does not build for the kernel {release}: {pair['why']}."
+    for one in facts["installs"]["failed_builds"]:
+        same = one["source"] == source and one["branch"] == branch and version in (None, one["version"])
+        if same and one["kernel"] in _build_kernels(facts):
+            return (
+                f"Branch {branch} ({one['version']}) did not build here for the kernel {one['kernel']}: {one['why']}."
+            )
     return ""
 
 

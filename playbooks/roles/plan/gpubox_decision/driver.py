@@ -15,8 +15,9 @@ from gpubox_decision.packages import (
     installed_source,
     installed_version,
     set_of,
-    system_key,
+    table_of,
 )
+from gpubox_decision.sources import components_of
 from gpubox_decision.tables import GOOD_BRANCH, SYSTEMS, TORCH_FOR_CUDA_12, Facts, Wishes
 
 HELD = ("nvidia-", "libnvidia-", "linux-modules-nvidia-", "linux-objects-nvidia-", "linux-signatures-nvidia-", "cuda-",
@@ -43,12 +44,14 @@ class Driver:
     version: str | None = None  # known only where apt or the table says it
     set: str | None = None
     packages: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)  # installed where the source has them
     remove: list[str] = field(default_factory=list)
     repair: list[str] = field(default_factory=list)  # packages that dpkg left half done
     pinned: str | None = None
     held: list[str] = field(default_factory=list)  # what unattended upgrades leave alone, as beginnings of names
     components: list[str] = field(default_factory=list)
-    url: str | None = None
+    others: list[dict[str, Any]] = field(default_factory=list)  # ways to take where this one fails: source, branch
+    takes_others: bool = False  # else they are offered
     mok: str = "not needed"  # not needed, enrolled, pending, to enrol
     reboot: bool = False
     reason: list[str] = field(default_factory=list)
@@ -129,19 +132,29 @@ def _decided(facts: Facts, wanted: Wishes, need: Need, chosen: Choice, choices: 
         chosen.version,
         set_of(facts, wanted),
         list(chosen.packages),
+        list(SYSTEMS["optional"].get(table_of(facts, chosen.source, chosen.branch), ())),
         sorted(name for name in installed if goes(name, facts, chosen)),
         half_done(facts),
         f"{chosen.branch}.*",
         _held(chosen.source),
-        list(SYSTEMS["components"].get(system_key(facts), ()))
-        if chosen.source in ("debian", "nvidia", "mirror")
-        else [],
-        wanted["nvidia_repository_url"] or None if chosen.source == "mirror" else None,
+        components_of(facts, chosen.source),
+        _others(facts, wanted, need, chosen),
+        wanted["driver_source"] == "auto",
         _mok(facts, chosen.source),
         facts["system"]["machine"]["kind"] != "container" and not (here and facts["driver"]["version"]),
     )
     driver.reason = [*need.reasons, *against(before), *_too_old(before), *_why(facts, wanted, need, driver, here)]
     return driver
+
+
+def _others(facts: Facts, wanted: Wishes, need: Need, chosen: Choice) -> list[dict[str, Any]]:
+    """The best first. The branch is still the one that is wished."""
+    free = [one for one in choices_of(facts, {**wanted, "driver_source": "auto"}, need) if not one.against]
+    ways = [one for one in free if (one.source, one.branch) != (chosen.source, chosen.branch)]
+    return [
+        {"source": one.source, "branch": one.branch, "name": f"{SOURCE_NAMES[one.source]}, branch {one.branch}"}
+        for one in sorted(ways, key=lambda one: one.branch < GOOD_BRANCH)
+    ]
 
 
 def _too_old(choices: Sequence[Choice]) -> list[str]:

@@ -19,12 +19,16 @@ def system_key(facts: Facts) -> str:
     return f"{facts['system']['id']}-{facts['system']['version']}"
 
 
+def table_of(facts: Facts, source: str, branch: int) -> str:
+    if source not in ("nvidia", "mirror"):
+        return source
+    if facts["system"]["id"] == "debian":
+        return "nvidia-debian"
+    return "nvidia-ubuntu" if branch >= 590 else "nvidia-ubuntu-before-590"
+
+
 def packages_of(facts: Facts, wanted: Wishes, source: str, branch: int, flavour: str) -> tuple[str, ...]:
-    key = source
-    if source in ("nvidia", "mirror"):
-        key = "nvidia-debian" if facts["system"]["id"] == "debian" else "nvidia-ubuntu"
-        if key == "nvidia-ubuntu" and branch < 590:
-            key = "nvidia-ubuntu-before-590"
+    key = table_of(facts, source, branch)
     words = {
         "{branch}": str(branch),
         "{-open}": "-open" if flavour == "open" else "",
@@ -87,8 +91,12 @@ def version_of(facts: Facts, source: str, packages: Sequence[str]) -> str | None
             or offered(facts, "nvidia-kernel-dkms")
             or SYSTEMS["systems"].get(system_key(facts), {}).get("archive")
         )
-    configured = source.startswith("ubuntu") or any(one["kind"] == "nvidia" for one in facts["apt"]["sources"])
-    return found if configured else None
+    return found if source.startswith("ubuntu") or has_nvidia(facts) else None
+
+
+def has_nvidia(facts: Facts) -> bool:
+    """Is NVIDIA's repository, or a mirror of it, one of apt's sources already?"""
+    return any(one["kind"] in ("nvidia", "nvidia-mirror") for one in facts["apt"]["sources"])
 
 
 def exact_module(name: str, facts: Facts) -> str:
@@ -136,11 +144,7 @@ def installed_source(facts: Facts) -> str | None:
     if "linux-modules-nvidia-" in found:
         return "ubuntu-signed"
     if re.search(r"nvidia-driver-pinning|nvidia-driver-cuda|nvidia-kernel-open-dkms|nvidia-dkms(-open)?( |$)", found):
-        return (
-            "mirror"
-            if any(one["kind"] == "other" and "nvidia" in one["url"] for one in facts["apt"]["sources"])
-            else "nvidia"
-        )
+        return "mirror" if any(one["kind"] == "nvidia-mirror" for one in facts["apt"]["sources"]) else "nvidia"
     if re.search(r"nvidia-(open-)?kernel-dkms", found) and facts["system"]["id"] == "debian":
         return "debian"
     return "ubuntu-dkms" if any("ubuntu" in installed[name] for name in driver_packages(facts)) else None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gpubox_decision.cards import problem
 from gpubox_decision.packages import installed_source, system_key
 from gpubox_decision.tables import SYSTEMS, Facts, Wishes
 
@@ -15,7 +16,6 @@ KEY = "/etc/apt/keyrings/gpubox-cuda.asc"
 LABEL = "NVIDIA CUDA"  # what NVIDIA's repository calls itself, and a mirror of it
 DRIVER_GLOBS = "nvidia-* libnvidia-* *-nvidia-* lib*-nvidia0 xserver-xorg-video-nvidia* cuda-drivers* libcuda1 " \
     "libcudadebugger1 libnvcuvid1 libnvoptix1 libxnvctrl0"  # fmt: skip
-NEEDS = {"debian": ("contrib", "non-free", "non-free-firmware"), "nvidia": ("contrib",), "mirror": ("contrib",)}
 HEAD = "# gpubox writes this file, and removes it when it is not needed.\n"
 
 
@@ -32,7 +32,7 @@ def sources(facts: Facts, wanted: Wishes, source: str, branch: int | None, toolk
     near = bool(found["url"]) or bool(_foreign(facts))
     return {
         **found,
-        "components": _components(facts, NEEDS.get(whose or "", ())),
+        "components": _components(facts, components_of(facts, whose)),
         "preferences": HEAD + _pins(facts, branch, theirs) if near else "",
     }
 
@@ -89,9 +89,14 @@ def _pins(facts: Facts, branch: int | None, theirs: bool) -> str:
 # --- Debian's components ---------------------------------------------------------------------------------------------
 
 
+def components_of(facts: Facts, source: str | None) -> list[str]:
+    """Those that packages of this source come from, or lean on."""
+    return list(SYSTEMS["components"].get(source, ())) if facts["system"]["id"] == "debian" else []
+
+
 def _components(facts: Facts, wanted: Sequence[str]) -> str:
     """A paragraph for each of the machine's own sources of Debian that lacks some: same mirror, suite and key."""
-    if facts["system"]["id"] != "debian" or not wanted:
+    if not wanted:
         return ""
     paragraphs = []
     for source in debian_sources(facts, wanted):
@@ -100,6 +105,21 @@ def _components(facts: Facts, wanted: Sequence[str]) -> str:
             if missing:
                 paragraphs.append(_paragraph(source, suite, missing))
     return HEAD + "\n".join(dict.fromkeys(paragraphs)) if paragraphs else ""
+
+
+def no_components(facts: Facts, source: str) -> list[dict[str, str]]:
+    """The problem of a Debian that has no source to add them to."""
+    wanted = components_of(facts, source)
+    if not wanted or not facts["apt"]["sources"] or any(debian_sources(facts, wanted)):
+        return []
+    return [
+        problem(
+            "components-not-found",
+            f"Of apt's sources, none has Debian's {facts['system']['codename']} with {' '.join(wanted)}.",
+            "The driver's packages come from there, or lean on packages from there.",
+            "Add these components to a source of this machine, sudo apt update, and run this again.",
+        )
+    ]
 
 
 def debian_sources(facts: Facts, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ Standard library only, Python 3.9 or newer. What is absent is None, [] or {}: no
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -59,6 +60,7 @@ SOURCES = {  # a part of an address -> who is behind it
     "download.docker.com": "docker",
 }
 OUR_SOURCE = "etc/apt/sources.list.d/gpubox-cuda.sources"  # NVIDIA's repository, or a mirror of it
+FAILED_BUILDS = "etc/gpubox/failed-builds.json"  # which drivers did not build for which kernels, as we found out
 NOT_OPTIONS = ("types", "uris", "suites", "components", "enabled")
 DEB822 = {"arch": "architectures", "lang": "languages", "target": "targets"}  # what a .list calls otherwise
 OLDEST_CLOCK = 1767225600  # 2026-01-01: this file is younger than that
@@ -365,7 +367,14 @@ def kernel(tree):
         "running_headers": _headers(tree, running),
         "next": same_kind[-1] if same_kind else running,
         "installed": installed,
+        "initramfs": next(
+            (name for name in INITRAMFS if tree.exists("usr/sbin", name) or tree.exists("usr/bin", name)), None
+        ),
+        "dracut": tree.exists("usr/bin/dracut") or tree.exists("usr/sbin/dracut"),
     }
+
+
+INITRAMFS = ("update-initramfs", "dracut")  # the first stands for the second, where both are
 
 
 def _kernel(tree, release):
@@ -476,8 +485,16 @@ def installs(tree, packages):
         "broken": sorted(name for name, one in packages.items() if one["state"] in BROKEN),
         "run_file": ["/" + mark for mark in marks if tree.exists(mark)],
         "snap_docker": bool(snaps) or tree.exists("snap/docker"),
+        "failed_builds": _json(tree, FAILED_BUILDS, []),
         "dkms": [_dkms(tree, name) for name in tree.names("var/lib/dkms") if name.startswith("nvidia")],
     }
+
+
+def _json(tree, path, otherwise):
+    try:
+        return json.loads(tree.text(path) or "")
+    except ValueError:
+        return otherwise
 
 
 def _dkms(tree, module):
