@@ -35,11 +35,12 @@ class Machine:
 
     def __init__(self, root: Path, system: str = "ubuntu-24.04", kernel: str | None = None, cpu: str = "amd64") -> None:
         self.root, self.system, self.offers, self.lists = root, system, dict[str, str](), False
+        self.codename = CODENAMES.get(system, "")
         self.space: dict[str, dict[str, int]] = {"/": {"free_bytes": 200 * GIB, "total_bytes": 500 * GIB}}
         self._packages: dict[str, tuple[str, str, str]] = {}
         name, _, version = system.partition("-")
         lines = f'ID={name}\nVERSION_ID="{version}"\nPRETTY_NAME="{name.capitalize()} {version}"\n'
-        self.file("etc/os-release", f"{lines}VERSION_CODENAME={CODENAMES.get(system, '')}\n")
+        self.file("etc/os-release", f"{lines}VERSION_CODENAME={self.codename}\n")
         self.link("usr/bin/python3", f"python{PYTHONS.get(system, '3.13')}")
         self.package("dpkg", "1.22", architecture=cpu)
         self.kernel(kernel or KERNELS.get(system, "6.1.0-1-amd64")).running(kernel or KERNELS.get(system, "6.1.0"))

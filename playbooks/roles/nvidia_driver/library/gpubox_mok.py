@@ -84,7 +84,7 @@ class Enrolment:
 
     def key(self):
         """The certificate that dkms signs with; made, where there is none yet."""
-        for path, command in KEYS:
+        for path, _ in KEYS:
             if os.path.exists(self._file(path)):
                 return path
         for path, command in KEYS:
@@ -95,7 +95,7 @@ class Enrolment:
 
     def asked(self, key):
         """What mokutil knows of the key: enrolled, pending, absent, or unknown."""
-        code, said = self.run("mokutil", "--test-key", self._file(key))
+        said = self.run("mokutil", "--test-key", self._file(key))[1]
         for words, state in (
             ("already enrolled", "enrolled"),
             ("enrollment request", "pending"),

@@ -63,8 +63,8 @@ RETURN = r"""
 outcome:
   description: >-
     C(nothing) to do; C(done), or in a simulation, C(possible); C(unknown) where a check can't know before apt's lists
-    are there; C(missing) where the source lacks something; C(refused) where others' packages would go; C(build) where the
-    module does not build; C(failed) for all else.
+    are there; C(missing) where the source lacks something; C(refused) where others' packages would go; C(build) where
+    the module does not build; C(failed) for all else.
   returned: always
   type: str
 why:
