@@ -73,7 +73,7 @@ def text_of(path):
 
 
 class Enrolment:
-    """run: (words) -> (code, what was said), with 127 for a program that is not there. root: where its files begin."""
+    """run: (words, text) -> (code, what was said), 127 where there is no such program. root: where files begin."""
 
     def __init__(self, run, path, root="/", now=None):
         self.run, self.path, self.root, self.now = run, path, root, now or time.time
@@ -98,6 +98,7 @@ class Enrolment:
         said = self.run("mokutil", "--test-key", self._file(key))[1]
         for words, state in (
             ("already enrolled", "enrolled"),
+            ("already in db", "enrolled"),
             ("enrollment request", "pending"),
             ("not enrolled", "absent"),
         ):
@@ -127,14 +128,15 @@ class Enrolment:
 
     def _import(self, key, boot, missed):
         code = "".join(secrets.choice(LETTERS) for _ in range(LENGTH))
-        failed, hashed = self.run("mokutil", f"--generate-hash={code}")
-        with tempfile.NamedTemporaryFile("w") as file:  # readable for us alone
-            file.write(hashed.strip() + "\n")
-            file.flush()
-            if not failed:
-                failed, hashed = self.run("mokutil", "--import", self._file(key), "--hash-file", file.name)
-        if failed:
-            why = f"The firmware does not take the request: {' '.join(hashed.split()) or 'mokutil is missing'}."
+        failed, said = self.run("mokutil", "--generate-hash", text=f"{code}\n{code}\n")
+        hashed = next((word for word in said.split() if word.startswith("$")), None)
+        if hashed:
+            with tempfile.NamedTemporaryFile("w") as file:  # readable for us alone
+                file.write(f"{hashed}\n")
+                file.flush()
+                failed, said = self.run("mokutil", "--import", self._file(key), "--hash-file", file.name)
+        if failed or not hashed:
+            why = f"The firmware does not take the request: {' '.join(said.split()) or 'mokutil is missing'}."
             return self._found("impossible", missed, [why, "Or switch Secure Boot off in the firmware's setup."])
         self._remember(False, state="pending", key=key, boot=boot)
         return self._found("pending", missed, steps(f" {code}"), True)
@@ -167,10 +169,10 @@ def main():
         argument_spec={"path": {"type": "path", "default": "/etc/gpubox/secure-boot.json"}}, supports_check_mode=True
     )
 
-    def run(*words):
+    def run(*words, text=""):
         if module.get_bin_path(words[0]) is None:
             return 127, ""
-        code, out, error = module.run_command(list(words), environ_update={"LC_ALL": "C"})
+        code, out, error = module.run_command(list(words), data=text, environ_update={"LC_ALL": "C"})
         return code, out + error
 
     module.exit_json(**Enrolment(run, module.params["path"]).settle(module.check_mode))
