@@ -264,6 +264,12 @@ ROWS = [
         {"source": "ubuntu-signed", "branch": 595, "remove": SIGNED_580}),
     Row("a wished source", NEW, lambda m: signed(m.gpu("2204")).loaded("580.126.09"), {"driver_source": "nvidia"},
         {"source": "nvidia"}, "another source"),
+    Row("NVIDIA's on Ubuntu", NEW, lambda m: m.gpu("2204").nvidia_source().packages("580.95.05-0ubuntu1",
+        "libnvidia-compute-580", "nvidia-utils-580", "nvidia-dkms-580-open").loaded("580.95.05"),
+        {"driver_source": "nvidia"}, {"source": "keep"}),
+    Row("Ubuntu's beside NVIDIA's source", NEW, lambda m: m.gpu("2204").nvidia_source().packages(
+        "580.95.05-0ubuntu0.24.04.1", "libnvidia-compute-580", "nvidia-dkms-580-open").loaded("580.95.05"),
+        {"driver_source": "ubuntu-dkms"}, {"source": "keep"}),
     Row("half done", "debian-13",
         lambda m: m.gpu("2204").package("nvidia-open-kernel-dkms", "550.163.01-2", "half-configured"), {},
         {**NVIDIA, "repair": ["nvidia-open-kernel-dkms"], "remove": ["nvidia-open-kernel-dkms"]}, "repaired first"),

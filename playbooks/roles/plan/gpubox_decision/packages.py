@@ -14,6 +14,8 @@ CHOSEN_PACKAGE = re.compile(  # those that a person or a role names; libraries f
     r"nvidia-(driver|headless|dkms|kernel|open|utils|compute-utils|smi)|linux-modules-nvidia|cuda-drivers"
 )
 
+NVIDIAS_UBUNTU = re.compile(r"-\d+ubuntu\d+$")  # Ubuntu's own end with the release: -0ubuntu0.24.04.1
+
 
 def system_key(facts: Facts) -> str:
     return f"{facts['system']['id']}-{facts['system']['version']}"
@@ -143,7 +145,12 @@ def installed_source(facts: Facts) -> str | None:
     found = " ".join(driver_packages(facts))
     if "linux-modules-nvidia-" in found:
         return "ubuntu-signed"
-    if re.search(r"nvidia-driver-pinning|nvidia-driver-cuda|nvidia-kernel-open-dkms|nvidia-dkms(-open)?( |$)", found):
+    of_nvidia = re.search(
+        r"nvidia-driver-pinning|nvidia-driver-cuda|nvidia-kernel-open-dkms|nvidia-dkms(-open)?( |$)", found
+    )
+    if of_nvidia or (
+        has_nvidia(facts) and any(NVIDIAS_UBUNTU.search(installed[name]) for name in driver_packages(facts))
+    ):
         return "mirror" if any(one["kind"] == "nvidia-mirror" for one in facts["apt"]["sources"]) else "nvidia"
     if re.search(r"nvidia-(open-)?kernel-dkms", found) and facts["system"]["id"] == "debian":
         return "debian"
