@@ -35,6 +35,7 @@ class Machine:
 
     def __init__(self, root: Path, system: str = "ubuntu-24.04", kernel: str | None = None, cpu: str = "amd64") -> None:
         self.root, self.system, self.offers, self.lists = root, system, dict[str, str](), False
+        self.versions = dict[str, list[str]]()
         self.codename = CODENAMES.get(system, "")
         self.space: dict[str, dict[str, int]] = {"/": {"free_bytes": 200 * GIB, "total_bytes": 500 * GIB}}
         self._packages: dict[str, tuple[str, str, str]] = {}
@@ -159,8 +160,13 @@ class Machine:
         self.offers.update(dict.fromkeys(names, version))
         return self
 
+    def having(self, name: str, *versions: str) -> Machine:
+        """All that apt's sources have of it, the newest first, which is what it would take."""
+        self.versions[name] = list(versions)
+        return self.offering(versions[0], name)
+
     def facts(self) -> dict[str, Any]:
         found: dict[str, Any] = gpubox_facts.gather(str(self.root), NOW)
         found["space"] = self.space
-        found["apt"].update(lists=self.lists, offers=self.offers)
+        found["apt"].update(lists=self.lists, offers=self.offers, versions=self.versions)
         return found

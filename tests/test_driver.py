@@ -174,8 +174,12 @@ def test_a_debian_without_a_source_for_the_components_is_a_problem(tmp_path: Pat
 
 def test_a_build_that_failed_here_is_foreseen_until_version_or_kernel_change(tmp_path: Path) -> None:
     machine = debian(Machine(tmp_path, "debian-12")).source(OURS, f"Types: deb\nURIs: {NVIDIA}/x\nSuites: /\n")
-    own = ("nvidia-driver-cuda", "nvidia-kernel-open-dkms")
-    machine.offering("580.95.05-1", *own).offering("6.1.170-1", "linux-headers-amd64")
+    machine.offering("6.1.170-1", "linux-headers-amd64")
+
+    def has(*versions: str) -> Machine:
+        return machine.having("nvidia-driver-cuda", *versions).having("nvidia-kernel-open-dkms", *versions)
+
+    has("595.71.05-1", "580.95.05-1")
     failed = {"source": "nvidia", "branch": 580, "version": "580.95.05-1", "kernel": "6.1.0-50-amd64", "why": "e: f"}
     chosen = plan(machine.facts())["driver"]
     assert (chosen["source"], chosen["branch"]) == ("nvidia", 580)
@@ -190,9 +194,9 @@ def test_a_build_that_failed_here_is_foreseen_until_version_or_kernel_change(tmp
     )
     wished = plan(machine.facts(), {"driver_branch": "580", "driver_source": "nvidia"})
     assert [one["id"] for one in wished["problems"]] == ["driver-does-not-build"]
-    newer = plan(machine.offering("580.126.09-1", *own).facts())
+    newer = plan(has("595.71.05-1", "580.126.09-1", "580.95.05-1").facts())
     assert newer["driver"]["branch"] == 580
-    machine.offering("580.95.05-1", *own).kernel("6.1.0-51-amd64").no_headers("6.1.0-50-amd64")
+    has("595.71.05-1", "580.95.05-1").kernel("6.1.0-51-amd64").no_headers("6.1.0-50-amd64")
     assert plan(machine.facts())["driver"]["branch"] == 580
 
 

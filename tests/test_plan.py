@@ -70,6 +70,12 @@ def old_kernel(machine: Machine) -> Machine:
     return machine.kernel("6.12.96+deb13-amd64").running("6.12.96+deb13-amd64")
 
 
+def having(machine: Machine, *versions: str) -> Machine:
+    """NVIDIA's repository for Debian is one of apt's sources, with these versions, the newest first."""
+    machine.gpu("2204").nvidia_source().offering("6.1.170-1", "linux-headers-amd64")
+    return machine.having("nvidia-driver-cuda", *versions).having("nvidia-kernel-open-dkms", *versions)
+
+
 DEBIAN_580 = ["linux-headers-amd64", "nvidia-driver-cuda", "nvidia-kernel-open-dkms"]
 SIGNED_580 = [
     "linux-modules-nvidia-580-server-open-generic",
@@ -270,6 +276,11 @@ ROWS = [
     Row("Ubuntu's beside NVIDIA's source", NEW, lambda m: m.gpu("2204").nvidia_source().packages(
         "580.95.05-0ubuntu0.24.04.1", "libnvidia-compute-580", "nvidia-dkms-580-open").loaded("580.95.05"),
         {"driver_source": "ubuntu-dkms"}, {"source": "keep"}),
+    Row("NVIDIA's lists, another branch pinned", "debian-12", lambda m: having(
+        m, "620.1-1", "595.71.05-1", "580.95.05-1"), {}, {**NVIDIA, "version": "580.95.05-1"}),
+    Row("NVIDIA's lists without 580", "debian-12", lambda m: having(m, "620.1-1", "595.71.05-1"), {},
+        {**NVIDIA, "branch": 595, "version": "595.71.05-1"},
+        "NVIDIA's repository has no nvidia-driver-cuda of branch 580"),
     Row("half done", "debian-13",
         lambda m: m.gpu("2204").package("nvidia-open-kernel-dkms", "550.163.01-2", "half-configured"), {},
         {**NVIDIA, "repair": ["nvidia-open-kernel-dkms"], "remove": ["nvidia-open-kernel-dkms"]}, "repaired first"),
@@ -409,6 +420,35 @@ Abort.
 def test_what_apt_has_is_read() -> None:
     assert offers(POLICY) == {"nvidia-kernel-dkms": "535.261.03-1~deb12u1"}
     assert offers("") == {}
+
+
+PINNED = """nvidia-kernel-open-dkms:
+  Installed: 595.71.05-1
+  Candidate: 595.71.05-1
+  Version table:
+     620.10.01-1 90
+        500 http://127.0.0.1:8901  Packages
+ *** 595.71.05-1 1001
+        500 http://127.0.0.1:8901  Packages
+        100 /var/lib/dpkg/status
+     580.95.05-1 90
+        500 http://127.0.0.1:8901  Packages
+     570.1-1 100
+        100 /var/lib/dpkg/status
+nvidia-smi:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
+"""
+
+
+def test_all_versions_that_the_sources_have_are_read_whichever_is_pinned() -> None:
+    found = gpubox_decision.versions(POLICY + PINNED)
+    assert found == {
+        "nvidia-kernel-dkms": ["535.261.03-1~deb12u1"],
+        "nvidia-kernel-open-dkms": ["620.10.01-1", "595.71.05-1", "580.95.05-1"],
+    }
+    assert gpubox_decision.versions("") == {}
 
 
 def test_what_apt_would_do_is_read() -> None:

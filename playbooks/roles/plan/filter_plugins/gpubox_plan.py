@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gpubox_decision import bill, names, offers, plan, simulation
+from gpubox_decision import bill, in_use, names, offers, plan, simulation, versions
 
 
 class FilterModule:
@@ -18,6 +18,8 @@ class FilterModule:
             "gpubox_names": names,
             "gpubox_offers": offers,
             "gpubox_plan": plan,
+            "gpubox_versions": versions,
             "gpubox_simulation": simulation,
             "gpubox_bill": bill,
+            "gpubox_in_use": in_use,
         }

@@ -20,6 +20,17 @@ def offers(policy: str) -> dict[str, str]:
     return {name: version for name, version in found if version != "(none)"}
 
 
+def versions(policy: str) -> dict[str, list[str]]:
+    """The same -> name: all versions that apt's sources have, the newest first, whichever of them a pin prefers."""
+    found = {}
+    for name, table in re.findall(r"^(\S+):\n(?:  \S.*\n)+((?: {4,}.*\n?| \*{3} .*\n?)+)", policy, re.M):
+        rows = re.findall(r"^ (?:\*{3}| {3}) (\S+) -?\d+\n((?: {8,}.*(?:\n|$))+)", table, re.M)
+        offered = [version for version, places in rows if re.search(r"\d (?!/var/lib/dpkg/status)\S", places)]
+        if offered:
+            found[name] = offered
+    return found
+
+
 def simulation(said: str) -> dict[str, Any]:
     """What `apt-get install --assume-no` said, in the C locale -> download_bytes, disk_bytes (None: it did not say),
     removes (names), impossible (its own words, or "")."""

@@ -17,6 +17,7 @@ from gpubox_decision.packages import (
     installed_source,
     kernel_flavour,
     numbers,
+    of_branch,
     offered,
     packages_of,
     system_key,
@@ -67,7 +68,7 @@ def _branches(facts: Facts, wanted: Wishes, source: str) -> list[int]:
 def _weighed(facts: Facts, wanted: Wishes, need: Need, source: str, branch: int) -> Choice:
     flavour = _flavour(need, branch)
     packages = packages_of(facts, wanted, source, branch, flavour or "open")
-    version = version_of(facts, source, packages)
+    version = version_of(facts, source, branch, packages)
     against, broken = _objection(facts, wanted, need, Choice(source, branch, version, flavour or "", packages)), False
     if not against:
         against = _breakage(facts, source, branch, version)
@@ -122,6 +123,10 @@ def _missing(facts: Facts, source: str, choice: Choice) -> str | None:
         exact = [exact_module(name, facts) for name in choice.packages if name.startswith("linux-modules-nvidia")]
         asked: tuple[str, ...] = (*choice.packages, *exact)
     elif source in ("nvidia", "mirror") and has_nvidia(facts) and apt["offers"]:
+        ours = [name for name in choice.packages if CHOSEN_PACKAGE.match(name)]
+        lacking = next((name for name in ours if not of_branch(facts, name, choice.branch)), None)
+        if lacking:
+            return f"{lacking} of branch {choice.branch}"
         asked = choice.packages
     else:
         return None

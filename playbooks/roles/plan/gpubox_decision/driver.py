@@ -73,7 +73,7 @@ def decide(facts: Facts, wanted: Wishes, cards: list[dict[str, Any]]) -> tuple[D
         ]
     chosen = next((choice for choice in able if choice.branch >= GOOD_BRANCH), able[0])
     driver = _decided(facts, wanted, need, chosen, choices)
-    return driver, _in_use(facts, driver)
+    return driver, in_use(facts, driver.packages, driver.remove)
 
 
 def _why_no_driver(facts: Facts, wanted: Wishes, cards: list[dict[str, Any]]) -> str:
@@ -229,10 +229,10 @@ def _held(source: str | None) -> list[str]:
     return [*HELD, *(HELD_WITH_KERNEL if source == "ubuntu-signed" else ())]
 
 
-def _in_use(facts: Facts, driver: Driver) -> list[dict[str, str]]:
+def in_use(facts: Facts, packages: Sequence[str], remove: Sequence[str]) -> list[dict[str, str]]:
     """Never a driver out from under a job."""
     holders = [one for one in facts["driver"]["holders"] if one["name"] not in NO_JOBS]
-    changes = set(driver.packages) - set(facts["installs"]["packages"]) or driver.remove
+    changes = set(packages) - set(facts["installs"]["packages"]) or remove
     if not holders or not changes or not facts["driver"]["version"]:
         return []
     named = series([f"{one['name']} ({one['pid']})" for one in holders[:4]])

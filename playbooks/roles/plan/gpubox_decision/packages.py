@@ -84,8 +84,16 @@ def offered(facts: Facts, name: str) -> str | None:
     return str(version) if version else None
 
 
-def version_of(facts: Facts, source: str, packages: Sequence[str]) -> str | None:
-    named = [name for name in packages if CHOSEN_PACKAGE.match(name) and "pinning" not in name]
+def of_branch(facts: Facts, name: str, branch: int) -> str | None:
+    """The newest version of that branch. The candidate may be of another one: names hold no branch, and pins prefer."""
+    known = facts["apt"]["versions"].get(name) or [facts["apt"]["offers"].get(name, "")]
+    return next((version for version in known if re.match(rf"(\d+:)?{branch}\.", version)), None)
+
+
+def version_of(facts: Facts, source: str, branch: int, packages: Sequence[str]) -> str | None:
+    named = [name for name in packages if CHOSEN_PACKAGE.match(name)]
+    if source in ("nvidia", "mirror"):
+        return next((one for name in named if has_nvidia(facts) and (one := of_branch(facts, name, branch))), None)
     found = next((version for name in named if (version := offered(facts, name))), None)
     if source == "debian":
         return (
@@ -93,7 +101,7 @@ def version_of(facts: Facts, source: str, packages: Sequence[str]) -> str | None
             or offered(facts, "nvidia-kernel-dkms")
             or SYSTEMS["systems"].get(system_key(facts), {}).get("archive")
         )
-    return found if source.startswith("ubuntu") or has_nvidia(facts) else None
+    return found
 
 
 def has_nvidia(facts: Facts) -> bool:

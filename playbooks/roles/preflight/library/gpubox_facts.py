@@ -519,7 +519,13 @@ def gather(root="/", now=None):
         "thunderbolt": thunderbolt(tree),
         "driver": driver(tree),
         "installs": installs(tree, packages),
-        "apt": {"sources": sources(tree), "lists": _has_lists(tree), "released": released(tree), "offers": {}},
+        "apt": {
+            "sources": sources(tree),
+            "lists": _has_lists(tree),
+            "released": released(tree),
+            "offers": {},
+            "versions": {},
+        },
     }
     found.update(cards(tree))
     return found
