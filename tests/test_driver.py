@@ -597,13 +597,14 @@ def test_where_it_was_mended_the_branch_comes_and_its_pin_holds(driver: Mirror) 
     assert "580.126.09-1" in driver.host.run("apt-cache policy libcuda1 | grep Candidate")
     assert driver.converge()[0] == 0
 
-    before = driver.host.run("dpkg-query --show; apt-mark showauto")
+    state = "dpkg-query --show; apt-mark showauto; cat /etc/apt/preferences.d/10-gpubox-nvidia"
+    before = driver.host.run(state)
     done = driver.run(driver_source="mirror", driver_branch="590")
     said = " ".join(done.stdout.split())
     assert done.returncode == 2
     assert "nvidia-590.44.01 does not build" in said
     assert "leave the choice to gpubox (gpubox_driver_source: auto), which has these ways" in said
-    assert driver.host.run("dpkg-query --show; apt-mark showauto") == before
+    assert driver.host.run(state) == before
     assert driver.host.run("dpkg --audit") == ""
 
 

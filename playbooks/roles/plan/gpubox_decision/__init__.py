@@ -9,7 +9,7 @@ from gpubox_decision.bill import bill, offers, simulation, versions
 from gpubox_decision.cards import cards_of, need_of
 from gpubox_decision.choices import choices_of
 from gpubox_decision.driver import decide, in_use
-from gpubox_decision.packages import exact_module
+from gpubox_decision.packages import exact_module, installed_branch
 from gpubox_decision.sources import no_components, sources
 from gpubox_decision.stack import containers, cuda, notices, python, sizes, torch
 from gpubox_decision.tables import Facts, Wishes
@@ -33,8 +33,9 @@ DEFAULTS: Wishes = {
 
 
 def plan(facts: Facts, wishes: Wishes | None = None) -> dict[str, Any]:
-    """-> cards, driver, sources, cuda, torch, containers, python, sizes, notices, problems ({id, what, why, next}:
-    what was wished can't be had). Sizes are bytes, from a table; those of the driver's packages apt knows better."""
+    """-> cards, driver, sources, sources_before (for the driver that is here now), cuda, torch, containers, python, sizes,
+    notices, problems ({id, what, why, next}: what was wished can't be had). Sizes are bytes, from a table; those of the
+    driver's packages apt knows better."""
     wanted = {**DEFAULTS, **(wishes or {})}
     cards = cards_of(facts, wanted)
     driver, problems = decide(facts, wanted, cards)
@@ -43,6 +44,7 @@ def plan(facts: Facts, wishes: Wishes | None = None) -> dict[str, Any]:
         "cards": cards,
         "driver": vars(driver),
         "sources": sources(facts, wanted, driver.source, driver.branch, toolkits["packages"]),
+        "sources_before": sources(facts, wanted, "keep", installed_branch(facts), toolkits["packages"]),
         "cuda": toolkits,
         "torch": torch(cards, driver),
         "containers": containers(facts, wanted, driver),

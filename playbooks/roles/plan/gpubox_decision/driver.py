@@ -148,8 +148,10 @@ def _decided(facts: Facts, wanted: Wishes, need: Need, chosen: Choice, choices: 
 
 
 def _others(facts: Facts, wanted: Wishes, need: Need, chosen: Choice) -> list[dict[str, Any]]:
-    """The best first. The branch is still the one that is wished."""
-    free = [one for one in choices_of(facts, {**wanted, "driver_source": "auto"}, need) if not one.against]
+    """The best first. Those that are taken have the branch that is wished; those that are offered need not."""
+    branch = wanted["driver_branch"] if wanted["driver_source"] == "auto" else "auto"
+    freely = {**wanted, "driver_source": "auto", "driver_branch": branch}
+    free = [one for one in choices_of(facts, freely, need) if not one.against]
     ways = [one for one in free if (one.source, one.branch) != (chosen.source, chosen.branch)]
     return [
         {"source": one.source, "branch": one.branch, "name": f"{SOURCE_NAMES[one.source]}, branch {one.branch}"}
@@ -259,6 +261,8 @@ def _impossible(
             ways.append(f"leave the choice to gpubox (auto): {source}, branch {other.branch}, {other.flavour} modules")
     if broken and (older := _kernels_that_build(facts, wanted, need)):
         ways.append(f"start {older[-1]}, for which it builds, and hold that kernel")
+    if broken and facts["installs"]["failed_builds"]:
+        ways.append("have it tried again: sudo rm /etc/gpubox/failed-builds.json")
     if wanted["offline"]:
         ways.append("name a mirror (gpubox_nvidia_repository_url)")
     ways.append("bring a driver yourself and set gpubox_driver_source: none")

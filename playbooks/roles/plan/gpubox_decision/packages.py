@@ -148,6 +148,11 @@ def installed_version(facts: Facts) -> str | None:
     return None
 
 
+def installed_branch(facts: Facts) -> int | None:
+    version = installed_version(facts)
+    return branch_of(version) if version else None
+
+
 def installed_source(facts: Facts) -> str | None:
     installed = facts["installs"]["packages"]
     found = " ".join(driver_packages(facts))
