@@ -155,6 +155,51 @@ def test_only_packages_that_matter_are_read_and_half_done_ones_are_named(tmp_pat
     assert installs["broken"] == ["mc", "nvidia-kernel-dkms"]
 
 
+def test_a_sources_options_are_read_from_both_forms_and_lists_say_what_it_has(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "debian-12")
+    machine.source("sources.list", "deb [arch=amd64,arm64 signed-by=/k.gpg] http://b.example/debian stable main\n")
+    machine.source(
+        "sources.list.d/c.sources",
+        "Types: deb\nURIs: http://c.example\nSuites: /\nSigned-By:\n -----BEGIN\n .\n -----END\n",
+    )
+    machine.source("sources.list.d/s.sources", "Types: deb-src\nURIs: http://s.example\nSuites: /\n")
+    machine.file("var/lib/apt/lists/b.example_debian_dists_stable_InRelease", "Origin: D\nComponents: updates/main c\n")
+    apt = machine.facts()["apt"]
+    assert [one["options"] for one in apt["sources"]] == [
+        {"architectures": "amd64 arm64", "signed-by": "/k.gpg"},
+        {"signed-by": "\n -----BEGIN\n .\n -----END"},
+    ]
+    assert apt["released"] == {"b.example_debian_dists_stable": ["c", "main"]}
+
+
+@pytest.mark.parametrize(
+    ("programs", "initramfs", "dracut"),
+    [
+        ((), None, False),
+        (("usr/sbin/update-initramfs",), "update-initramfs", False),
+        (("usr/bin/dracut",), "dracut", True),
+        (("usr/sbin/update-initramfs", "usr/bin/dracut"), "update-initramfs", True),  # Ubuntu 26.04
+    ],
+)
+def test_what_makes_an_initramfs_is_read(
+    tmp_path: Path, programs: tuple[str, ...], initramfs: str | None, dracut: bool
+) -> None:
+    machine = Machine(tmp_path)
+    for program in programs:
+        machine.file(program)
+    kernel = machine.facts()["kernel"]
+    assert (kernel["initramfs"], kernel["dracut"]) == (initramfs, dracut)
+
+
+def test_builds_that_failed_are_remembered_as_far_as_they_can_be_read(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    assert machine.facts()["installs"]["failed_builds"] == []
+    machine.file("etc/gpubox/failed-builds.json", '[{"branch": 580}]')
+    assert machine.facts()["installs"]["failed_builds"] == [{"branch": 580}]
+    machine.file("etc/gpubox/failed-builds.json", "[{")
+    assert machine.facts()["installs"]["failed_builds"] == []
+
+
 def test_both_forms_of_sources_are_read_and_switched_off_ones_are_not(tmp_path: Path) -> None:
     machine = Machine(tmp_path).nvidia_source()
     machine.source(

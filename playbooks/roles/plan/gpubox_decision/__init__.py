@@ -33,9 +33,9 @@ DEFAULTS: Wishes = {
 
 
 def plan(facts: Facts, wishes: Wishes | None = None) -> dict[str, Any]:
-    """-> cards, driver, sources, sources_before (for the driver that is here now), cuda, torch, containers, python, sizes,
-    notices, problems ({id, what, why, next}: what was wished can't be had). Sizes are bytes, from a table; those of the
-    driver's packages apt knows better."""
+    """-> cards, driver, sources, sources_before (for the driver that is here now), cuda, torch, containers, python,
+    sizes, notices, problems ({id, what, why, next}: what was wished can't be had). Sizes are bytes, from a table; those
+    of the driver's packages apt knows better."""
     wanted = {**DEFAULTS, **(wishes or {})}
     cards = cards_of(facts, wanted)
     driver, problems = decide(facts, wanted, cards)
