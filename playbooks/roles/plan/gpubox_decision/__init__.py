@@ -40,6 +40,7 @@ def plan(facts: Facts, wishes: Wishes | None = None) -> dict[str, Any]:
     cards = cards_of(facts, wanted)
     driver, problems = decide(facts, wanted, cards)
     toolkits, toolkit_problems = cuda(wanted, cards, driver)
+    engine, engine_problems = containers(facts, wanted, driver)
     made = {
         "cards": cards,
         "driver": vars(driver),
@@ -47,9 +48,9 @@ def plan(facts: Facts, wishes: Wishes | None = None) -> dict[str, Any]:
         "sources_before": sources(facts, wanted, "keep", installed_branch(facts), toolkits["packages"]),
         "cuda": toolkits,
         "torch": torch(cards, driver),
-        "containers": containers(facts, wanted, driver),
+        "containers": engine,
         "python": python(facts),
-        "problems": problems + toolkit_problems + no_components(facts, driver.source),
+        "problems": problems + toolkit_problems + engine_problems + no_components(facts, driver.source),
     }
     return {**made, "sizes": sizes(made), "notices": notices(facts, wanted, made)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,16 @@ def cuda(wanted: Wishes, cards: list[dict[str, Any]], driver: Driver) -> tuple[d
     )
     reason, problems = ["Side by side under /usr/local; none of them pulls a driver."], []
     for version in versions:
+        if not re.fullmatch(r"\d+\.\d+", version):
+            problems.append(
+                problem(
+                    "cuda-version",
+                    f"CUDA {version} is no version of a toolkit.",
+                    "A toolkit has two numbers; what is named with fewer moves on to other versions by itself.",
+                    "Ask for two numbers, such as gpubox_cuda: ['13.0'].",
+                )
+            )
+            continue
         major = int(version.split(".")[0])
         if old and major > 12:
             problems.append(
@@ -55,26 +66,42 @@ def torch(cards: list[dict[str, Any]], driver: Driver) -> dict[str, Any]:
     return {"wheels": "default", "below": None, "reason": ["The wheels that pip and uv choose by themselves run."]}
 
 
-def containers(facts: Facts, wanted: Wishes, driver: Driver) -> dict[str, Any]:
+DOCKER_OF_OTHERS = ("docker.io", "docker-engine", "podman-docker")
+
+
+def containers(facts: Facts, wanted: Wishes, driver: Driver) -> tuple[dict[str, Any], list[dict[str, str]]]:
     engine = wanted["containers"]
     if engine == "none":
-        return {"engine": "none", "packages": [], "toolkit": [], "flags": [], "reason": ["You want none."]}
-    table, gpu = SYSTEMS["containers"], driver.source != "none"
+        return {"engine": "none", "packages": [], "toolkit": [], "flags": [], "reason": ["You want none."]}, []
+    table = SYSTEMS["containers"]
+    gpu = driver.source != "none" or bool(wanted["driver_source"] == "none" and facts["driver"]["version"])
     reason = {
         "podman": "Needs no daemon and no root, and no port of it passes the firewall by itself.",
         "docker": "You said so. Ports it opens pass the firewall: they are bound to 127.0.0.1 by default.",
     }[engine]
     old = engine == "podman" and system_key(facts) in table["old_podman"]
     said = [reason, *(["GPUs come in by CDI."] if gpu else ["No driver here: no GPU in containers."])]
+    if gpu and engine == "podman" and system_key(facts) in table["podman_without_cdi"]:
+        gpu, said[1] = False, "This podman is older than 4.1 and knows no CDI: only with docker do containers see GPUs."
     if old and gpu:
         said.append("This podman is older than 5.1: its CDI file is written without additional group ids.")
+    foreign = sorted(set(DOCKER_OF_OTHERS) & set(facts["installs"]["packages"])) if engine == "docker" else []
+    problems = [
+        problem(
+            "docker-of-the-distribution",
+            f"{' and '.join(foreign)} {'is' if len(foreign) == 1 else 'are'} installed.",
+            "It can't be there beside Docker's own packages, and taking it away would end the containers that it runs.",
+            f"sudo apt remove {' '.join(foreign)} (images and volumes stay); or keep it and have podman beside it: "
+            "gpubox_containers: podman.",
+        )
+    ]
     return {
         "engine": engine,
         "packages": list(table[engine]),
         "toolkit": list(table["toolkit"]) if gpu else [],
         "flags": ["no-additional-gids-for-device-nodes"] if old and gpu else [],
         "reason": said,
-    }
+    }, problems if foreign else []
 
 
 def python(facts: Facts) -> dict[str, Any]:
