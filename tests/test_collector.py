@@ -23,6 +23,7 @@ from runner.box.gpus import collector as module
 from runner.box.gpus.bus import Bus, place
 from runner.box.gpus.collector import Turn, following
 from runner.box.gpus.frames import Frame, Probe, Trouble, parse
+from runner.box.gpus.pulse import pulse
 
 GIB = 1 << 30
 PACE = 10  # seconds of the collector in one of ours
@@ -664,3 +665,58 @@ def test_the_door_is_in_its_own_process() -> None:
     program = "import sys; import runner.box.gpus.frames; print('pynvml' in sys.modules)"
     done = subprocess.run((sys.executable, "-c", program), cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert done.stdout == "False\n"
+
+
+# --- minded by systemd -----------------------------------------------------------------------------------------------
+
+
+def heard_by_systemd(folder: Path) -> tuple[socket.socket, dict[str, str]]:
+    """systemd's end, and what it puts into the environment."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    link.bind(str(folder / "notify"))
+    link.settimeout(15)
+    return link, {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "45000000"}
+
+
+def test_systemd_is_told_of_each_round_and_of_none_that_hangs(machine: Machine, tmp_path: Path) -> None:
+    link, variables = heard_by_systemd(tmp_path)
+    gpu = machine.fake.add("3090")
+    machine.start(env=variables)
+    with link:
+        assert link.recv(100) == b"WATCHDOG_USEC=10000000\nWATCHDOG=1", "the first answer had longer"
+        assert link.recv(100) == b"WATCHDOG=1"
+        gpu.hang()
+        link.settimeout(0.5)  # five of its rounds
+        with pytest.raises(TimeoutError):
+            [link.recv(100) for _ in range(100)]
+        gpu.hang(False)
+        link.settimeout(15)
+        assert link.recv(100) == b"WATCHDOG=1"
+
+
+def test_nobody_is_told_who_did_not_ask(tmp_path: Path) -> None:
+    link, variables = heard_by_systemd(tmp_path)
+    with link:
+        pulse({"NOTIFY_SOCKET": variables["NOTIFY_SOCKET"]})()
+        pulse({})()
+        link.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            link.recv(100)
+    pulse(variables)()  # and one who is gone is none to wait for
+
+
+def test_where_one_hangs_no_second_one_goes(machine: Machine, tmp_path: Path) -> None:
+    machine.fake.add("3090").hang()
+    (tmp_path / "first").mkdir()
+    first = Machine(tmp_path / "first")
+    first.fake = machine.fake
+    first.start(env={"RUNTIME_DIRECTORY": str(tmp_path)})
+    wait_until(lambda: (tmp_path / "pid").exists())
+    machine.start(env={"RUNTIME_DIRECTORY": str(tmp_path)})
+    said = machine.line()
+    assert (said["kind"], said["code"]) == ("trouble", "unknown")
+    assert f"process {first.process.pid}, which reads it, can't be ended" in said["message"]
+    assert machine.process.wait(15) == 3
+    first.process.kill()
+    first.process.wait()
+    first.ours.close()

@@ -92,16 +92,22 @@ def test_what_can_not_be_read_is_left_out(proc: Proc) -> None:
 
 
 @pytest.mark.parametrize("cgroup", [
-    b"0::/gpubox-jobs.slice/gpubox-job-42-3.service\n",
-    b"0::/user.slice/gpubox-job-42-3.scope/inner\n",
-    b"3:cpu:/x\n1:name=systemd:/gpubox-jobs.slice/gpubox-job-42-3.service\n",
+    b"0::/gpubox.slice/gpubox-jobs.slice/gpubox-job-42-3.service\n",
+    b"0::/gpubox.slice/gpubox-jobs.slice/gpubox-job-42-3.service/inner\n",
+    b"3:cpu:/x\n1:name=systemd:/gpubox.slice/gpubox-jobs.slice/gpubox-job-42-3.service\n",
 ])  # fmt: skip
 def test_the_cgroup_names_the_launch_whatever_the_environment_says(proc: Proc, cgroup: bytes) -> None:
     proc.add(7, cgroup=cgroup, environ=b"RUNNER_LAUNCH_ID=other\0")
     assert Holders(str(proc.place)).describe(7)["launch"] == "42/3"
 
 
-@pytest.mark.parametrize("cgroup", [b"0::/gpubox-job-42.service\n", b"0::/gpubox-job-x-1.service\n", b"", b"0::/\n"])
+@pytest.mark.parametrize("cgroup", [
+    b"0::/gpubox.slice/gpubox-jobs.slice/gpubox-job-42.service\n",
+    b"0::/gpubox.slice/gpubox-jobs.slice/gpubox-job-x-1.service\n",
+    b"0::/user.slice/user-1.slice/gpubox.slice/gpubox-jobs.slice/gpubox-job-42-3.service\n",
+    b"",
+    b"0::/\n",
+])  # fmt: skip
 def test_another_cgroup_names_none(proc: Proc, cgroup: bytes) -> None:
     proc.add(7, cgroup=cgroup)
     assert Holders(str(proc.place)).describe(7)["launch"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -52,6 +53,12 @@ def probes(rack: Rack) -> list[str]:
     asked: list[str] = []
     rack.probe = asked.append
     return asked
+
+
+@pytest.mark.parametrize(("engine", "job"), [("plain", None), ("systemd", 7)])
+def test_units_tell_whose_a_process_is_where_jobs_have_units(hall: Hall, engine: str, job: int | None) -> None:
+    rack = Rack(replace(hall.daemon.settings, engine=engine), hall.daemon.store)
+    assert rack.ours.job_of(a_process(10, launch="7/1")) == job
 
 
 # --- hearing ---

@@ -735,3 +735,37 @@ def test_a_door_with_nobody_behind_it_is_told(tmp_path: Path) -> None:
         return lines
 
     assert asyncio.run(told()) == ["the collector of the GPUs can't be started: No such file or directory"]
+
+
+def test_a_door_that_stays_closed_behind_one_that_hangs_is_no_news(tmp_path: Path) -> None:
+    """systemd lets nobody else in until it has ended that one: what is said stays what it was."""
+
+    async def told() -> tuple[str | None, int]:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "door"))
+        listener.listen()
+        lines: list[str] = []
+        watch = Watch(Door(str(tmp_path / "door")), lambda value: None, lines.append, lambda: True, SHORT)
+        watch.begin()
+        with listener:
+            first, _ = listener.accept()
+            first.sendall(a_line("frame", gpus=[a_card()]) + b"\n")
+            listener.setblocking(False)
+            turned_away = 0
+            while turned_away < 3:
+                await asyncio.sleep(0.002)
+                try:
+                    listener.accept()[0].close()
+                    turned_away += 1
+                except BlockingIOError:
+                    pass
+            await asyncio.sleep(0.02)
+            words = watch.words(time.time())
+            watch.close()
+            first.close()
+        return words, len(lines)
+
+    words, lines = asyncio.run(told())
+    assert words is not None
+    assert words.endswith(": the driver does not answer")
+    assert lines == 2, "seen, and then silent"

@@ -14,9 +14,11 @@ import sys
 
 from runner import files
 from runner.box.gpus.bus import Bus
-from runner.box.gpus.collector import Collector, Link, run
+from runner.box.gpus.collector import Collector, Link, give_up, run
+from runner.box.gpus.faults import Hung
 from runner.box.gpus.holders import Holders
 from runner.box.gpus.kernel_log import KernelLog
+from runner.box.gpus.pulse import alone, pulse
 
 
 def main(arguments: list[str]) -> int:
@@ -30,11 +32,14 @@ def main(arguments: list[str]) -> int:
     except OSError:
         sys.exit("error: the collector talks to the daemon over a socket as its standard input; the daemon starts it")
     _settle()
+    before = alone(os.environ.get("RUNTIME_DIRECTORY", ""))
+    if before is not None:
+        return give_up(Link(link), Hung(before))
     bus = Bus(options["--sys"], options["--proc"])
     collector = Collector(bus, Holders(options["--proc"]), KernelLog(options["--kernel-log"]))
     gc.collect()
     gc.freeze()
-    return run(Link(link), collector, float(options["--pace"]))
+    return run(Link(link), collector, float(options["--pace"]), pulse())
 
 
 def _settle() -> None:

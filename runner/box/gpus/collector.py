@@ -19,7 +19,7 @@ from runner.box.gpus.nvml import COLD, HOT, WARM, Card, Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     Message = dict[str, object]
 
@@ -33,16 +33,17 @@ LINE_MAX = 4096  # bytes of what the daemon says
 FAREWELL = 2.0  # seconds for the last line to leave
 
 
-def run(link: Link, collector: Collector, pace: float = 1.0) -> int:
+def run(link: Link, collector: Collector, pace: float = 1.0, beat: Callable[[], None] = lambda: None) -> int:
     """Read and tell, once a second, until the daemon is gone (0) or the GPUs can't be read at all (3).
 
-    pace: how fast the collector's seconds pass; tests are in a hurry.
+    pace: how fast the collector's seconds pass; tests are in a hurry. beat: called once a second, unless it hangs.
     """
     due = time.monotonic() * pace
     try:
         while True:
             if not link.full:  # a daemon that does not listen needs no more to be said
                 link.send(collector.frame(due))
+            beat()
             due = following(due, time.monotonic() * pace)
             for line in link.lines(until=due / pace):
                 verb, _, uuid = line.partition(" ")
@@ -51,7 +52,7 @@ def run(link: Link, collector: Collector, pace: float = 1.0) -> int:
     except ConnectionError:
         return 0
     except Lost as lost:
-        return _give_up(link, lost)
+        return give_up(link, lost)
 
 
 def following(due: float, now: float) -> float:
@@ -59,7 +60,7 @@ def following(due: float, now: float) -> float:
     return due + HOT * max(1, int((now - due) / HOT + 1))
 
 
-def _give_up(link: Link, lost: Lost) -> int:
+def give_up(link: Link, lost: Lost) -> int:
     code = lost.code if lost.code in TROUBLES else "unknown"
     try:
         link.send({"kind": "trouble", "at": time.time(), "code": code, "message": lost.message, "hint": lost.hint})

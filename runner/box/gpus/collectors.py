@@ -66,7 +66,8 @@ class Collector(ABC):
 
 
 class Distant(Collector):
-    """Somebody else's child: to close its socket is all that can be done, and nothing is left of it for us then."""
+    """Somebody else's child: to close its socket is all that can be done, and nothing is left of it for us then.
+    systemd ends one that hangs (pulse.py)."""
 
     def signal(self, number: int) -> None:
         pass
@@ -122,7 +123,7 @@ class Door:
 
     def open(self) -> Distant:
         """OSError: nobody is behind it."""
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # nor waited for
         try:
             link.connect(self._path)
         except BaseException:

@@ -57,6 +57,14 @@ class Lost(Exception):
         self.hint = HINTS[code]
 
 
+class Hung(Lost):
+    """Another process is in the driver, and does not come back."""
+
+    def __init__(self, pid: str) -> None:
+        super().__init__("unknown", f"the driver does not answer: process {pid}, which reads it, can't be ended")
+        self.hint = "only a restart of the computer helps"
+
+
 class Nonsense(ValueError):
     """The driver answered, but with what can't be."""
 

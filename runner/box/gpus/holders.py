@@ -13,7 +13,8 @@ import re
 COMMAND_MAX = 200  # characters
 DEPTH_MAX = 64  # ancestors
 LAUNCH = b"RUNNER_LAUNCH_ID="
-UNIT = re.compile(rb"gpubox-job-(\d+)-(\d+)\.(?:service|scope)")  # what a launch's cgroup is called
+# What a launch's cgroup is called, from the top: a user can have slices of such names, but only below his own.
+UNIT = re.compile(rb"^\d+:[^:\n]*:/gpubox\.slice/gpubox-jobs\.slice/gpubox-job-(\d+)-(\d+)\.service", re.MULTILINE)
 DEAD = (b"Z", b"X", b"x")
 
 TYPE_CHECKING = False

@@ -10,7 +10,7 @@ from runner.box.gpus.cards import Cards
 from runner.box.gpus.frames import Frame, Probe
 from runner.box.gpus.placement import Card, matches
 from runner.box.gpus.usage import Ours
-from runner.box.settings import Settings
+from runner.box.settings import SYSTEMD, Settings
 from runner.box.store import KnownGpu, Store, Stuck
 from runner.errors import BadRequest, DiskFull, NotFound, StateDamaged
 from runner.job import processes
@@ -27,7 +27,7 @@ FOREVER = float("inf")
 class Rack:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._store, self._patience = store, settings.gpu_free_seconds
-        self.ours = Ours(store.box_id)
+        self.ours = Ours(store.box_id, cgroups=settings.engine == SYSTEMD)
         self.cards = Cards(store.gpus(), self.ours, settings.gpu_desktop_bytes, settings.gpu_free_seconds)
         # What is not known before somebody watches: by default there is no collector, and no GPU.
         self.words: Callable[[float], str | None] = lambda now: "no NVIDIA driver found"

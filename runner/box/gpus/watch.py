@@ -86,6 +86,7 @@ class Watch:
         self._due = 0.0
         self._framed, self._framed_at = time.monotonic(), time.time()  # the last frame; at first, our start
         self._known = False  # a frame was heard
+        self._given_up = False  # on one that fell silent; and no frame since
         self._late_since: float | None = None  # a driver without a GPU
         self._pause = times.pause
         self._why = NO_ANSWER
@@ -203,7 +204,8 @@ class Watch:
 
     def _ended(self, collector: Collector) -> None:
         self._forgive(collector)
-        if collector.killed_at is None and not collector.troubled:
+        hangs = self._given_up and collector.pid is None  # the door stays closed until systemd has ended that one
+        if collector.killed_at is None and not collector.troubled and not hangs:
             self.trouble = None
             self._why = f"their collector {collector.end()}"
             self._tell(f"ended {collector.end()}", f"the collector of the GPUs {collector.end()}; it is started again")
@@ -266,6 +268,7 @@ class Watch:
 
     def _frame(self, collector: Collector, frame: Frame) -> None:
         self._framed, self._framed_at = time.monotonic(), time.time()
+        self._given_up = False
         collector.framed, collector.waited_from, collector.why = True, self._framed, NO_ANSWER
         if self._known and self.silent_since is None and self.trouble is None:
             return
@@ -333,6 +336,7 @@ class Watch:
     def _give_up(self, collector: Collector) -> None:
         if not collector.troubled:
             self.trouble, self._why = None, collector.why
+        self._given_up = True
         self._kill(collector)
 
     def _silent(self, collector: Collector | None) -> None:
