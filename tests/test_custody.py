@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,39 @@ def test_a_tree_that_can_not_be_handed_over_is_told(engine: Any) -> None:
     engine.trouble = "the tree holds what is not the daemon's to give"
     with pytest.raises(errors.Problem, match="could not be given to the jobs' user: the tree holds"):
         custody.hand_over(3)
+
+
+# --- readers that are none, or not any more: a job can stop or end whom it shares a user with ---
+
+
+@pytest.fixture
+def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Custody, socket.socket]]:
+    """A custody, and the other end of its reader, who has not answered yet."""
+    monkeypatch.setattr(reader, "PATIENCE", 0.05)
+    (tmp_path / "jobs/1/out").mkdir(parents=True)
+    made = Engine(StateDir(tmp_path))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    monkeypatch.setattr(made, "outputs", lambda job_id, attempt: ours)
+    with theirs:
+        yield Launched(made, print), theirs  # type: ignore[arg-type]
+
+
+def test_a_reader_that_does_not_answer_is_not_waited_for_for_ever(silent: tuple[Custody, socket.socket]) -> None:
+    with pytest.raises(errors.Problem, match="the outputs of job 1 can't be read: timed out"):
+        silent[0].listing(1)
+
+
+def test_a_reader_that_is_gone_is_told(silent: tuple[Custody, socket.socket]) -> None:
+    silent[1].close()
+    with pytest.raises(errors.Problem, match="the outputs of job 1 can't be read"):
+        silent[0].open_file(1, "a")
+
+
+def test_what_is_no_file_is_not_read(silent: tuple[Custody, socket.socket]) -> None:
+    """Nobody will ever write into this pipe."""
+    out, into = os.pipe()
+    socket.send_fds(silent[1], [b"ok"], [out])
+    with pytest.raises(errors.NotFound, match="no file"):
+        silent[0].open_file(1, "a")
+    os.close(out)
+    os.close(into)

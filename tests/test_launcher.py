@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -409,7 +409,18 @@ def test_a_configuration_that_is_not_roots_alone_is_refused(tmp_path: Path, what
 @pytest.fixture
 def door(config: Config, tmp_path: Path) -> Iterator[Callable[[bytes], str]]:
     """A served launcher; asks it one packet."""
-    path = str(tmp_path / "door")
+    with served(config, str(tmp_path / "door")):
+
+        def asked(packet: bytes) -> str:
+            with knock(tmp_path, packet) as link:
+                return link.recv(4096).decode() if packet else ""
+
+        yield asked
+
+
+@contextmanager
+def served(config: Config, path: str) -> Iterator[int]:
+    """Its process id."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
     listener.listen(8)
@@ -422,17 +433,19 @@ def door(config: Config, tmp_path: Path) -> Iterator[Callable[[bytes], str]]:
         finally:
             os._exit(0)
     listener.close()
+    yield pid
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
-    def asked(packet: bytes) -> str:
-        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as link:
-            link.connect(path)
-            if packet:
-                link.send(packet)
-            return link.recv(4096).decode() if packet else ""
 
-    yield asked
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+def knock(place: Path, packet: bytes) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.settimeout(10)
+    link.connect(str(place / "door"))
+    if packet:
+        link.send(packet)
+    return link
 
 
 def test_the_door_serves_on_whatever_comes(door: Callable[[bytes], str]) -> None:
@@ -444,6 +457,38 @@ def test_the_door_serves_on_whatever_comes(door: Callable[[bytes], str]) -> None
 
 def test_many_at_once_are_served_one_after_the_other(door: Callable[[bytes], str]) -> None:
     assert [door(b"stop 1 1") for _ in range(launcher.AT_ONCE + 8)] == ["ok"] * (launcher.AT_ONCE + 8)
+
+
+def test_who_is_told_to_end_answers_first(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(config: Config, job: str, attempt: str) -> str:
+        (tmp_path / "asked").touch()
+        wait_until((tmp_path / "go").exists)
+        return "now"
+
+    monkeypatch.setitem(launcher.VERBS, "stop", slow)
+    with served(config, str(tmp_path / "door")) as pid, knock(tmp_path, b"stop 1 1") as link:
+        wait_until((tmp_path / "asked").exists)
+        os.kill(pid, signal.SIGTERM)
+        (tmp_path / "go").touch()
+        assert link.recv(100) == b"ok now"
+        assert os.waitpid(pid, 0) == (pid, 0)
+
+
+def test_who_was_stopped_by_a_job_does_not_stop_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a reader can be, who is the same user."""
+    monkeypatch.setattr(launcher, "PATIENCE", 0.05)
+    children = []
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os._exit(0)
+        children.append(pid)
+    second = children[1]
+    launcher.reap(children, 2)
+    assert children == [second], "the oldest had its time"
+    launcher.reap(children, 1)
+    assert children == []
 
 
 # --- the daemon's side: the engine, against a launcher that is played ---

@@ -116,8 +116,9 @@ class Launched(Custody):
             yield None
             return
         try:
-            link = self._engine.outputs(job_id, 1)
+            with closing(Reader(self._engine.outputs(job_id, 1))) as reader:
+                yield reader
         except OSError as error:
-            raise errors.Problem(f"the outputs of job {job_id} can't be read: {error.strerror}", LOOK) from error
-        with closing(Reader(link)) as reader:
-            yield reader
+            raise errors.Problem(
+                f"the outputs of job {job_id} can't be read: {error.strerror or error}", LOOK
+            ) from error

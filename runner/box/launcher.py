@@ -22,6 +22,7 @@ import errno
 import json
 import os
 import re
+import select
 import signal
 import socket
 import stat
@@ -328,14 +329,17 @@ def _empty(config: Config, fd: int) -> None:
 
 
 def read_outputs(config: Config, job: str, attempt: str, link: socket.socket) -> None:
-    """Answers itself, with a descriptor. The reader has none of root's rights, so the daemon may name it paths."""
+    """Answers itself, with a descriptor. The reader has none of root's rights, so the daemon may name it paths. It runs
+    no program, and so the kernel lets no job trace it, although they are the same user."""
+    from runner.box import reader
+
     jobs_own(config, daemons(config, "jobs", job), "out")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     config.jobs.become()
     socket.send_fds(link, [b"ok"], [theirs.fileno()])
-    os.dup2(ours.fileno(), 0)
-    program = [sys.executable, "-I", "-m", "runner.box.reader", config.state.job(int(job)).out]
-    os.execve(program[0], program, ENVIRONMENT)
+    theirs.close()
+    link.close()
+    reader.serve(ours, config.state.job(int(job)).out)
 
 
 # --- the wire --------------------------------------------------------------------------------------------------------
@@ -357,7 +361,8 @@ def answer(config: Config, link: socket.socket) -> None:
         if verb in ("remove", "read-outputs"):
             signal.alarm(0)  # these take as long as they take
         if verb == "read-outputs":
-            read_outputs(config, job, attempt, link)  # becomes the reader
+            read_outputs(config, job, attempt, link)
+            return
         said = f"ok {build_env(config, environment) if building else VERBS[verb](config, job, attempt)}".strip()
     except (Refusal, OSError, ValueError, RecursionError) as error:
         said = f"no {error}" if isinstance(error, Refusal) else f"no {type(error).__name__}: {error}"
@@ -365,24 +370,46 @@ def answer(config: Config, link: socket.socket) -> None:
 
 
 def serve(config: Config, listener: socket.socket) -> None:
-    """A process for each connection: none waits for another, and none leaves anything behind in this one."""
-    children = 0
-    while True:
-        while children and os.waitpid(-1, 0 if children >= AT_ONCE else os.WNOHANG)[0]:
-            children -= 1
+    """A process for each connection: none waits for another, and none leaves anything behind in this one. After TERM no
+    more are taken, and those that are there end first: who asks next gets the next launcher."""
+    told, tell = socket.socketpair()
+    tell.setblocking(False)
+    signal.set_wakeup_fd(tell.fileno())
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    children: list[int] = []  # the oldest first
+    while told not in select.select([listener, told], [], [])[0]:
         link, _ = listener.accept()
         pid = os.fork()
         if pid == 0:
             try:
-                listener.close()
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                for each in (listener, told, tell):
+                    each.close()
                 signal.alarm(PATIENCE)
                 answer(config, link)
             except BaseException as error:
                 sys.stderr.write(f"{type(error).__name__}: {error}\n")
             finally:
                 os._exit(0)
-        children += 1
+        children.append(pid)
         link.close()
+        reap(children, AT_ONCE)
+    reap(children, 1)
+
+
+def reap(children: list[int], fewer: int) -> None:
+    """Until there are so few. A reader is the jobs' user, whom a job may stop; it shall not stop us for ever."""
+    deadline = time.monotonic() + PATIENCE
+    while children:
+        if pid := os.waitpid(-1, os.WNOHANG)[0]:
+            children.remove(pid)
+        elif len(children) < fewer:
+            return
+        elif time.monotonic() > deadline:
+            os.kill(children[0], signal.SIGKILL)
+        else:
+            time.sleep(0.005)
 
 
 def main() -> None:

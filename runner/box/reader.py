@@ -1,8 +1,7 @@
 """A job's outputs, read as the jobs' user where the daemon is another: by a process that the launcher makes for it.
 
-`python -m runner.box.reader FOLDER` answers packets on descriptor 0: `list` with a descriptor of the listing as JSON,
-`sizes` with one of what it takes on the disk, `open PATH` with one of that file; trouble with words. It has no right
-that a job has not, and ends with its socket.
+`serve` answers packets: `list` with a descriptor of the listing as JSON, `sizes` with one of what it takes on the disk,
+`open PATH` with one of that file; trouble with words. It has no right that a job has not, and ends with its socket.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
+import stat
 from typing import NamedTuple
 
 from runner import files
@@ -19,6 +18,7 @@ from runner.box.outputs import Listing, Output
 from runner.errors import NotFound, Problem
 
 PACKET = 16 << 10  # a path is at most 4 KiB, in words of JSON 6 times as long
+PATIENCE = 120.0  # seconds for an answer: a job may stop whom it shares a user with
 
 
 class Sizes(NamedTuple):
@@ -43,6 +43,7 @@ class Reader:
     """The daemon's end. Blocking, for a worker's thread."""
 
     def __init__(self, link: socket.socket) -> None:
+        link.settimeout(PATIENCE)
         self._link = link
 
     def listing(self) -> Listing:
@@ -63,10 +64,14 @@ class Reader:
         self._link.close()
 
     def _ask(self, request: bytes) -> int:
+        """A descriptor of a plain file. OSError: nobody answered; NotFound, with words: there is none."""
         self._link.send(request)
         said, fds, _, _ = socket.recv_fds(self._link, PACKET, 1)
         if not fds:
             raise NotFound(said.decode(errors="replace") or "nobody could read the outputs", "see `runner show ID`")
+        if not stat.S_ISREG(os.fstat(fds[0]).st_mode):
+            os.close(fds[0])
+            raise NotFound("that is no file", "see `runner show ID`")
         os.lseek(fds[0], 0, os.SEEK_SET)
         return fds[0]
 
@@ -100,7 +105,3 @@ def _in_memory(value: object) -> int:
     with open(os.dup(fd), "wb") as file:
         file.write(json.dumps(value).encode())
     return fd
-
-
-if __name__ == "__main__":
-    serve(socket.socket(fileno=0), sys.argv[1])
