@@ -498,6 +498,16 @@ def test_a_service_that_is_away_is_told_and_no_other_box_started(service, monkey
         boxes.open_box().get("/hello")
 
 
+def test_a_service_is_not_renewed_by_whoever_has_a_newer_command(service, monkeypatch):
+    """It is upgraded with its box; a member may not restart it."""
+    server = Scripted(f"{service}/api.sock")
+    server.connections = [[versioned("0.0.1", b'{"box":"attic"}')]]
+    try:
+        assert boxes.open_box().get("/hello") == {"box": "attic"}
+    finally:
+        server.close()
+
+
 def test_whom_the_service_is_not_for_has_a_box_of_their_own(service, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert (boxes.provisioned(), boxes.closed()) == (False, True)

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import fake_nvml
 import hosts
 import pytest
-from bed import box
+from bed import box, sources
 from bed.runs import Run
+from fake_nvml import FakeNvml
+from pip._internal.models.index import PyPI
 from test_playbooks import PLAYBOOKS, Owner
 from tools import ROOT, wait_until
 
 pytestmark = pytest.mark.box
+CANARY = "canary-7f3a'x"  # a password, with what a shell would trip over
+DROP_INS = "/etc/systemd/system/gpubox-collector@.service.d"
+EXPOSURE = {"gpubox": 2.0, "gpubox-collector@0": 2.0, "gpubox-launcher": 3.5, "gpubox-job-{}-1": 5.0}
 PEOPLE = "useradd --create-home --groups gpubox ada; useradd --create-home --groups gpubox eve; useradd -m mallory"
 
 
@@ -23,17 +35,37 @@ def owner(bed_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ow
     """Of a box that was checked, made, and made again; and people on it."""
     hosts._need(box.TOOLS)
     with closing(box.Box(bed_run, "trixie")) as host:
-        owner = Owner(host, tmp_path_factory.mktemp("owner"))
+        place = tmp_path_factory.mktemp("owner")
+        owner = Owner(host, place)
+        _wish(place)
         assert owner.setup("--check")["changed"] > 0
-        owner.setup()
+        done = owner.run(PLAYBOOKS / "setup.yml", "-vvv", "--diff")
+        assert done.returncode == 0, done.stdout[-6000:]
+        assert "canary" not in done.stdout + done.stderr
         host.run(f"{PEOPLE}; su - ada -c 'mkdir project'; su - eve -c 'mkdir project'")
         yield owner
 
 
-def say(owner: Owner, command: str, user: str = "ada", code: int = 0) -> str:
+def _wish(place: Path) -> None:
+    """Variables beside the inventory: a proxy that everything is reached without, an authority, an index."""
+    command = "openssl req -x509 -newkey ed25519 -nodes -keyout /dev/null -days 9 -subj /CN=stand-in -out"
+    subprocess.run((*command.split(), str(place / "authority.pem")), check=True, capture_output=True)
+    wishes: dict[str, Any] = {"gpubox_ca_file": str(place / "authority.pem"), "gpubox_package_index": PyPI.simple_url}
+    if not sources.environment():  # else this machine needs its own
+        wishes |= {"gpubox_proxy": f"http://ada:{CANARY}@127.0.0.1:9/", "gpubox_no_proxy": _all_of(PyPI.simple_url)}
+    (place / "group_vars").mkdir()
+    (place / "group_vars/boxes.yml").write_text(json.dumps(wishes))
+
+
+def _all_of(url: str) -> str:
+    """What is reached without a proxy, so that an index and its files are: all of its top level domain."""
+    return f".{urlsplit(url).netloc.rpartition('.')[2]},127.0.0.1"
+
+
+def say(owner: Owner, command: str, user: str = "ada", code: int | None = 0) -> str:
     """What a person's command printed, in a project of theirs."""
     done = owner.host.ssh(f"su - {user} -c {shlex.quote(f'cd project 2>/dev/null; {command}')}")
-    assert done.returncode == code, done.stdout + done.stderr
+    assert code in (None, done.returncode), done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -106,14 +138,51 @@ def test_a_killed_daemon_loses_nothing(owner: Owner) -> None:
     say(owner, f"runner wait {second}")
 
 
-def test_a_job_is_not_disturbed_by_another_version(owner: Owner) -> None:
+def test_jobs_reach_the_network_as_the_box_does(owner: Owner) -> None:
+    said = say(owner, "runner submit --base -- env").splitlines()
+    assert {f"UV_DEFAULT_INDEX={PyPI.simple_url}", "REQUESTS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt"} <= set(said)
+    if not sources.environment():
+        assert f"https_proxy=http://ada:{CANARY}@127.0.0.1:9/" in said
+    assert owner.host.run("stat --format='%U %a' /etc/gpubox/network.env") == "root 600\n"
+    assert "canary" not in owner.host.run("systemctl show gpubox.service; journalctl --boot --no-pager")
+    ours = owner.host.run("cat /usr/local/share/ca-certificates/gpubox.crt").strip()
+    assert ours in owner.host.run("cat /etc/ssl/certs/ca-certificates.crt")
+
+
+def another(place: Path, number: int) -> Path:
+    """The setup.yml of a checkout that is a little further."""
+    checkout = place / str(number)
+    for name in ("playbooks", "runner", "requirements"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    with open(checkout / "runner/__init__.py", "a") as file:
+        file.write(f"# {number}\n")
+    return checkout / "playbooks/setup.yml"
+
+
+def test_a_job_is_not_disturbed_by_another_version(owner: Owner, tmp_path: Path) -> None:
+    """And the one that it runs from stays, for as long as it runs."""
     script = 'while [ ! -e "$RUNNER_OUT/go" ]; do sleep 0.05; done; exit 5'
     job = say(owner, f"runner submit -d --base -- sh -c {shlex.quote(script)}").split()[-1]
     wait_until(lambda: "running" in say(owner, "runner ps"), 20)
-    assert owner.setup("--extra-vars", "gpubox_name=attic")["changed"] > 0
+    first = owner.host.run("ls /opt/gpubox").strip()
+    owner.host.run("cd /opt/gpubox; mkdir older old; touch old*/requirements.txt; touch -d 2020-01-01 older/*")
+    done = owner.run(another(tmp_path, 1))
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert {first, "old"} < set(owner.host.run("ls /opt/gpubox").split())
+    assert "older" not in owner.host.run("ls /opt/gpubox").split()
+    assert "running" in say(owner, "runner ps")
     owner.host.run(f"touch /var/lib/gpubox/jobs/{job}/out/go")
     say(owner, f"runner wait {job}", code=5)
-    assert owner.setup("--extra-vars", "gpubox_name=attic")["changed"] == 0
+    assert owner.run(another(tmp_path, 1)).returncode == 0
+    assert "changed=0" in owner.run(another(tmp_path / "again", 1)).stdout
+    owner.setup()
+    assert len(owner.host.run("ls /opt/gpubox").split()) == 2, "this one, and the one before"
+
+
+def test_a_service_is_not_served_by_hand(owner: Owner) -> None:
+    assert "sudo systemctl restart gpubox" in say(owner, "runner serve", code=77)
+    assert "sudo systemctl stop gpubox" in say(owner, "runner serve --stop", code=77)
 
 
 def test_members_are_members_and_strangers_strangers(owner: Owner) -> None:
@@ -125,3 +194,88 @@ def test_members_are_members_and_strangers_strangers(owner: Owner) -> None:
     assert "adduser $USER gpubox" in say(owner, "runner box", "mallory")
     connect = "import socket; socket.socket(socket.AF_UNIX).connect('/run/gpubox/api.sock')"
     assert "PermissionError" in say(owner, f'python3 -c "{connect}"', "mallory", code=1)
+
+
+@pytest.mark.parametrize("unit", EXPOSURE)
+def test_units_are_closed_as_far_as_they_can_be(owner: Owner, unit: str, figure: Any) -> None:
+    job = say(owner, "runner submit -d --base -- sleep 600").split()[-1]
+    wait_until(lambda: "running" in say(owner, f"runner show {job}"), 20)
+    said = owner.host.run(f"systemd-analyze security --no-pager {unit.format(job)}.service")
+    owner.host.run(f"runner cancel {job}")
+    figure(said.strip().splitlines()[-1].removeprefix("→ "))
+    assert float(re.findall(r"Overall exposure level for \S+: ([\d.]+)", said)[0]) <= EXPOSURE[unit]
+
+
+# --- GPUs ------------------------------------------------------------------------------------------------------------
+
+
+class Driver(FakeNvml):
+    """The fake driver, as the host has it."""
+
+    def __init__(self, host: box.Box, folder: Path) -> None:
+        self._host: box.Box | None = None
+        super().__init__(folder, calls=False)
+        self.add("3090")
+        self._host = host
+        multiarch = "/usr/lib/$(python3 -c 'import sysconfig; print(sysconfig.get_config_var(\"MULTIARCH\"))')"
+        host.put(fake_nvml.library() / "libnvidia-ml.so.1", "/tmp/libnvidia-ml.so.1")
+        host.run(
+            f"install /tmp/libnvidia-ml.so.1 {multiarch}; mkdir -p /srv/fake {DROP_INS};"
+            "mount -t tmpfs tmpfs /proc/driver; mkdir -p /proc/driver/nvidia/gpus/0000:01:00.0;"
+            "echo 570 >/proc/driver/nvidia/version; cat >/proc/driver/nvidia/gpus/0000:01:00.0/information",
+            text=f"GPU UUID: \t {self.gpus[0].uuid}\nDevice Minor: \t 0\n",
+        )
+        drop_in = "[Service]\nEnvironment=FAKE_NVML=/srv/fake/nvml\n"
+        host.run(
+            "cat >/etc/systemd/system/gpubox-collector@.service.d/fake.conf; systemctl daemon-reload", text=drop_in
+        )
+        self.write()
+
+    def write(self) -> None:
+        super().write()
+        if self._host is not None:
+            text = self.script.read_text()
+            self._host.run("cat >/srv/fake/new && mv /srv/fake/new /srv/fake/nvml", text=text)
+
+
+@pytest.fixture(scope="module")
+def driver(owner: Owner, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    driver = Driver(owner.host, tmp_path_factory.mktemp("driver"))
+    owner.host.run("systemctl restart gpubox")
+    wait_until(lambda: "3090" in say(owner, "runner gpus"), 20)
+    return driver
+
+
+def test_whose_a_process_is_says_its_unit(owner: Owner, driver: Driver) -> None:
+    """Nothing else tells it: it has no environment, and the daemon is new."""
+    job = say(owner, "runner submit -d --base --gpus 1 -- setsid env -i sleep 601").split()[-1]
+    pid = wait_until(lambda: owner.host.ssh("pgrep -u gpubox-job sleep").stdout.strip(), 20)
+    owner.host.run("systemctl kill --signal=KILL gpubox.service")
+    driver.gpus[0].process(int(str(pid)), 4 << 30)
+    wait_until(lambda: f"job {job}" in say(owner, "runner gpus --processes", code=None), 20)
+    held = json.loads(say(owner, "runner gpus --json"))["gpus"][0]
+    assert (held["state"], held["processes"][0]["job"]) == ("busy", int(job))
+    driver.gpus[0].ends(int(str(pid)))
+    owner.host.run(f"runner cancel {job}")
+
+
+def test_a_process_by_hand_is_adopted(owner: Owner, driver: Driver) -> None:
+    owner.host.run("systemd-run --quiet --uid=ada --unit=by-hand sleep 602")
+    pid = owner.host.run("systemctl show --value --property=MainPID by-hand").strip()
+    driver.gpus[0].process(int(pid), 4 << 30)
+    wait_until(lambda: "foreign" in say(owner, "runner gpus"), 20)
+    assert "is ada's; you may not adopt it" in say(owner, f"runner adopt {pid}", "eve", code=77)
+    job = say(owner, f"runner adopt {pid}").strip()
+    wait_until(lambda: "watching process" in say(owner, f"runner logs {job}"), 20)
+    owner.host.run("systemctl stop by-hand")
+    driver.gpus[0].ends(int(pid))
+    say(owner, f"runner wait {job}")
+
+
+def test_a_collector_that_hangs_is_ended_by_systemd(owner: Owner, driver: Driver) -> None:
+    driver.hang()
+    wait_until(lambda: "the driver does not answer" in say(owner, "runner gpus"), 20)
+    wait_until(lambda: "Watchdog timeout" in owner.host.run("journalctl --unit='gpubox-collector@*'"), 30)
+    driver.hang(False)
+    wait_until(lambda: "free" in say(owner, "runner gpus"), 30)
+    assert owner.host.run("systemctl --failed --no-legend") == ""

@@ -13,7 +13,11 @@ from runner.job.processes import LAUNCH_VARIABLE
 from runner.model import Job, JobSpec
 
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
-PASSED_ON = ("LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy", "LD_LIBRARY_PATH")
+PASSED_ON = (
+    "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH",
+    "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT",
+    "PIP_INDEX_URL", "UV_DEFAULT_INDEX",
+)  # fmt: skip
 
 
 def launch_id(box_id: str, job: int, attempt: int) -> str:

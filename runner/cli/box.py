@@ -68,7 +68,8 @@ SERVE = """\
 Usage: runner serve [OPTIONS]
 
 Run this computer's box in this terminal until Ctrl-C. Without it, the first command that needs the box starts it in
-the background, and it ends after 15 minutes without work.
+the background, and it ends after 15 minutes without work. Where `setup.yml` made a box of this computer, it is a
+service that systemd starts and stops.
 
 Options:
   --demo                  play a day of four people on four GPUs, none of which exist, until Ctrl-C: on a state of its
@@ -211,6 +212,12 @@ def serve(arguments: list[str]) -> int:
     given = options.parse(SERVE, arguments)
     options.no_words(given, SERVE)
     demo = "--demo" in given
+    if not demo and boxes.provisioned():
+        verb = "stop" if "--stop" in given else "restart"
+        raise errors.Refused(
+            "this computer's box is a service: systemd runs it, from boot on",
+            f"sudo systemctl {verb} gpubox; jobs go on",
+        )
     if "--stop" not in given:
         boxes.exec_daemon(*(["--demo"] if demo else []))
     return _stop(boxes.DEMO if demo else boxes.LOCAL)

@@ -236,7 +236,8 @@ def _last_words(state: paths.StateDir) -> str:
 
 
 def _renew(client: Client, headers: dict[str, str]) -> bool:
-    """Look at the first reply: an older daemon is asked to re-exec itself as our version, a newer one is left alone.
+    """Look at the first reply: an older daemon is asked to re-exec itself as our version; a newer one, and a service,
+    are left alone.
     True if it was replaced, so that the question is asked again."""
     level = headers.get("x-gpubox-api", "")
     if not level.isdecimal():
@@ -245,6 +246,8 @@ def _renew(client: Client, headers: dict[str, str]) -> bool:
         raise errors.Unreachable(
             f"the box speaks API level {level}, this command only {runner.API_LEVEL}", "upgrade gpubox here"
         )
+    if provisioned():
+        return False  # a service is upgraded with its box
     if not _older(headers.get("x-gpubox-version", ""), runner.__version__):
         return False
     client.post("/box/restart")
