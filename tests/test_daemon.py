@@ -22,7 +22,7 @@ from runner.box.settle import START_GRACE
 from runner.box.store import Move, Stuck
 from runner.errors import Busy, DiskFull, NotFound, Problem, StateDamaged
 from runner.job import processes
-from runner.model import After, Evidence, Job, Resources
+from runner.model import After, Evidence, Job, Principal, Resources
 from runner.paths import StateDir
 
 
@@ -839,3 +839,25 @@ def test_a_drained_gpu_keeps_its_job_and_gets_no_other(hall: Hall) -> None:
     hall.wishes.drain_gpu(ADMIN, "0", False)
     hall.turn()
     assert hall.states(second) == [words.STARTING]
+
+
+def test_on_a_drained_box_its_own_account_shows_that_it_works(hall: Hall) -> None:
+    """Where it has an account of its own; on a box of somebody's own that would be everybody."""
+    own, other = Principal(os.geteuid(), "gpubox", "submit"), Principal(os.geteuid() + 1, "ada", "submit")
+    hall.wishes.drain(ADMIN, True)
+    proof, job = hall.submit("true", who=own, environment="base"), hall.submit("true", who=other, environment="base")
+    hall.turn()
+    assert hall.states(proof, job) == [words.QUEUED] * 2
+    hall.daemon.settings = replace(hall.daemon.settings, engine="systemd")
+    hall.turn()
+    assert hall.states(proof, job) == [words.STARTING, words.QUEUED]
+    assert "draining" in hall.wishes.why(job)
+
+
+def test_a_full_disk_stops_the_proof_too(hall: Hall) -> None:
+    own = Principal(os.geteuid(), "gpubox", "submit")
+    hall.daemon.settings = replace(hall.daemon.settings, engine="systemd", free_bytes=1 << 60)
+    hall.wishes.drain(ADMIN, True)
+    proof = hall.submit("true", who=own, environment="base")
+    hall.turn()
+    assert hall.states(proof) == [words.QUEUED]

@@ -22,7 +22,7 @@ from runner.box.gpus.rack import Rack
 from runner.box.launches import launch, launch_id
 from runner.box.prepare import Failure, Preparation
 from runner.box.schedule import Decision, Facts, blocked, broken_dependency, pause, schedule, size
-from runner.box.settings import Settings
+from runner.box.settings import SYSTEMD, Settings
 from runner.box.settle import Action, Verdict, after_waiting, settle
 from runner.box.store import Move, Store, Stuck
 from runner.errors import DiskFull, Problem, StateDamaged
@@ -177,6 +177,7 @@ class Daemon:
             building=self.preparation.words(self.book.environments),
             laid_out=self.preparation.laid_out,
             paused=self.paused(),
+            proves=self._proves(),
             cards=self.gpus.facts(now),
             links=self.gpus.cards.links,
         )
@@ -225,13 +226,16 @@ class Daemon:
 
     def prepare(self, decision: Decision, now: float) -> None:
         """Environments of the jobs that wait, and work trees for the next few that could start."""
+        queued: Sequence[Job] = self.book.queued
         if self.paused() is not None:
+            queued = [job for job in queued if job.uid == self._proves()]
+        if not queued:
             return
         missing = self.preparation.words(self.book.environments)
         if missing:
-            wanted = (job.environment for job in self.book.queued if not pause(job, now))
+            wanted = (job.environment for job in queued if not pause(job, now))
             self.preparation.build(dict.fromkeys(name for name in wanted if name in missing))
-        awake = (job for job in self.book.queued if not pause(job, now))
+        awake = (job for job in queued if not pause(job, now))
         first = list(itertools.islice(awake, 8 * self.settings.trees_ahead))
         if decision.prepares or any(job.snapshot is not None for job in first):
             facts = Facts(self.engine.capacity(), now, self.book.ended)
@@ -365,6 +369,15 @@ class Daemon:
         """Why nothing starts at all; None when jobs may start."""
         if self.draining:
             return "the box is draining: `runner drain --off` lets jobs start again"
+        return self._full()
+
+    def _proves(self) -> int | None:
+        """Whose jobs start on a box that is drained: a provisioned one's own account submits those that show that it
+        works, which is wanted before others start again."""
+        may = self.draining and self.settings.engine == SYSTEMD and self._full() is None
+        return os.geteuid() if may else None
+
+    def _full(self) -> str | None:
         free, total = files.disk_room(self.settings.state)
         wanted = max(self.settings.free_bytes, total // 50)
         if free < wanted:

@@ -25,6 +25,7 @@ class Facts:
     building: Mapping[str, str] = field(default_factory=dict)  # environment not ready -> what is going on, in words
     laid_out: frozenset[int] | set[int] = frozenset()  # jobs whose work tree is there
     paused: str | None = None  # why nothing starts at all: draining, disk
+    proves: int | None = None  # whose jobs start all the same (uid)
     cards: Sequence[Card] = ()  # the GPUs
     links: Links = field(default_factory=dict)  # and how near they are to each other
 
@@ -267,7 +268,7 @@ def likely_end(job: Job, now: float) -> float:
 
 def blocked(job: Job, facts: Facts) -> str | None:
     """Why a job could not start even if the box were empty; None if it could."""
-    if facts.paused is not None:
+    if facts.paused is not None and job.uid != facts.proves:
         return facts.paused
     if job.held:
         return f"held; `runner release {job.id}` lets it go"
