@@ -33,8 +33,9 @@ MAY_IMPORT = {
         "ends what a killed supervisor left behind as the supervisor would have done it",
     ),
     "runner.box.launcher": (
-        ("runner.job.account", "runner.files", "runner.paths"),
-        "it is root: what it imports is root's code too, so besides itself only how to stop being root",
+        ("runner.job.account", "runner.files", "runner.paths", "runner.box.reader"),
+        "it is root: what it imports is root's code too, so besides itself only how to stop being root; "
+        "and, when it is that no more, the reader",
     ),
     "runner.laptop": (
         ("runner.laptop", *WORDS),

@@ -331,11 +331,11 @@ def _empty(config: Config, fd: int) -> None:
 def read_outputs(config: Config, job: str, attempt: str, link: socket.socket) -> None:
     """Answers itself, with a descriptor. The reader has none of root's rights, so the daemon may name it paths. It runs
     no program, and so the kernel lets no job trace it, although they are the same user."""
-    from runner.box import reader
-
     jobs_own(config, daemons(config, "jobs", job), "out")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     config.jobs.become()
+    from runner.box import reader  # nothing of it ever runs as root
+
     socket.send_fds(link, [b"ok"], [theirs.fileno()])
     theirs.close()
     link.close()
