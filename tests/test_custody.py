@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runner import errors
+from runner.box import custody as custody_module
 from runner.box import reader
 from runner.box.custody import Custody, Launched
 from runner.paths import StateDir
@@ -112,6 +113,16 @@ def test_what_is_not_ours_is_removed_by_its_owner(
     engine.trouble = "it is away"
     custody.remove(f"{tmp_path}/{path}")
     assert said == [f"{tmp_path}/{path} is not removed yet: it is away"]
+
+
+def test_what_was_given_away_by_half_is_removed_by_the_launcher(
+    engine: Any, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its top is ours, and within are folders that we may not enter."""
+    (tmp_path / "trees/.gone-7-1-1").mkdir()
+    monkeypatch.setattr(custody_module, "remove_tree", lambda path: None)
+    Launched(engine, said.append).remove(str(tmp_path / "trees/.gone-7-1-1"))
+    assert (engine.asked, said) == (["remove 7"], [])
 
 
 def test_a_tree_that_can_not_be_handed_over_is_told(engine: Any) -> None:

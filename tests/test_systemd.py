@@ -291,6 +291,28 @@ def test_the_daemon_can_not_reach_into_a_supervisor(engine: Remote, state: State
         as_daemon(place, what.replace("PID", str(see(engine).supervisor)))
 
 
+HOLD = """
+import socket, time
+link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+link.connect("/run/gpubox-launcher.sock")
+link.send(b"read-outputs 1 1")
+held = socket.recv_fds(link, 100, 1)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("what", ["maps", "mem", "environ"])
+def test_a_job_can_not_reach_into_who_reads_outputs(engine: Remote, state: StateDir, place: box.Box, what: str) -> None:
+    """They are the same user, but the reader is of the launcher's unit."""
+    say(engine, state, "true")
+    place.run(f"systemd-run --quiet --uid=gpubox --unit=holds python3 -c {shlex.quote(HOLD)}")
+    pid = wait_until(lambda: place.ssh("pgrep -u gpubox-job").stdout.strip(), 20)
+    as_job = "setpriv --reuid gpubox-job --regid gpubox-job --clear-groups"
+    assert "Permission denied" in place.ssh(f"{as_job} head -c1 /proc/{pid}/{what}").stderr
+    place.run("systemctl stop holds")
+    wait_until(lambda: not place.ssh("pgrep -u gpubox-job").stdout, 20)
+
+
 @pytest.mark.parametrize("user", ["gpubox-job", "nobody"])
 def test_nobody_but_the_daemon_reaches_the_launcher(place: box.Box, user: str) -> None:
     ask = "import socket; socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect('/run/gpubox-launcher.sock')"

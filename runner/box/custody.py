@@ -76,7 +76,8 @@ class Launched(Custody):
             return
         if ours:
             remove_tree(path)
-            return
+            if not os.path.lexists(path):  # else it was given away by half
+                return
         try:
             self._engine.ask("remove", (self._job_of(path), 1), None)
         except OSError as error:
