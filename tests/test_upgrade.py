@@ -174,6 +174,10 @@ def versions(owner: Owner) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if row[-1] == "installed"}
 
 
+def submit(owner: Owner, words: str) -> str:
+    return owner.host.run(f"mkdir -p project; cd project; runner submit --base {words}")
+
+
 def way_back(said: str) -> list[str]:
     """The printed commands."""
     return [line.split("    #")[0] for line in re.findall(r"- (sudo .*|runner drain .*)", said)]
@@ -189,7 +193,7 @@ def test_an_upgrade_that_fails_stays_drained_and_its_way_back_leads_back(owner: 
     offer(repository, host, "580.2-1", "6.1.0-51-stand-in", breaks=True)
     before = versions(owner)
     script = 'while [ ! -e "$RUNNER_OUT/go" ]; do sleep 0.05; done; exit 3'
-    job = host.run(f"runner submit -d --base -- sh -c {shlex.quote(script)}").split()[-1]
+    job = submit(owner, f"-d -- sh -c {shlex.quote(script)}").split()[-1]
     wait_until(lambda: "running" in host.run("runner ps"), 20)
     refused = go(owner)
     assert refused.returncode != 0
@@ -216,7 +220,7 @@ def test_an_upgrade_that_fails_stays_drained_and_its_way_back_leads_back(owner: 
         else:
             host.run(line.replace("sudo ", "").replace("purge", "purge --yes"))
     assert versions(owner) == before
-    assert "works" in host.run("runner submit --base -- echo works")
+    assert "works" in submit(owner, "-- echo works")
 
 
 @pytest.mark.box
@@ -231,7 +235,7 @@ def test_an_upgrade_that_was_cut_goes_on_and_lets_jobs_start(owner: Owner, repos
     book = tmp_path / "cut.yml"
     book.write_text(yaml.safe_dump([{"hosts": "boxes", "gather_facts": False, "tasks": steps}]))
     assert owner.run(book).returncode == 0
-    waits = host.run("runner submit -d --base -- echo later").split()[-1]
+    waits = submit(owner, "-d -- echo later").split()[-1]
     done = go(owner)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "goes on" in done.stdout
