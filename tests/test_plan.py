@@ -151,7 +151,7 @@ ROWS = [
         lambda m: m.file("run/systemd/container", "systemd-nspawn").no_headers(KERNELS["debian-13"]),
         {"driver_without_gpu": True, "driver_source": "debian"}, {"problems": ["driver-does-not-build"]}),
     Row("a VM with a card", NEW, lambda m: m.file("sys/class/dmi/id/sys_vendor", "QEMU").gpu("2204"), {}, OPEN),
-    Row("a GPU to come", NEW, lambda m: m, {"driver_without_gpu": True}, {**OPEN, "reboot": True}),
+    Row("a GPU to come", NEW, lambda m: m, {"driver_without_gpu": True}, {**OPEN, "reboot": False}),
     Row("the owner's driver", NEW, lambda m: m.gpu("2204"), {"driver_source": "none"}, NONE, "left to you"),
     # --- Ubuntu ----------------------------------------------------------------------------------------------------
     Row("22.04", OLD, lambda m: m.gpu("2204"), {}, {**OPEN, "python.source": "uv"}, "Python 3.11; the system has 3.10"),

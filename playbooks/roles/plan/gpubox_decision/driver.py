@@ -141,7 +141,9 @@ def _decided(facts: Facts, wanted: Wishes, need: Need, chosen: Choice, choices: 
         _others(facts, wanted, need, chosen),
         wanted["driver_source"] == "auto",
         _mok(facts, chosen.source),
-        facts["system"]["machine"]["kind"] != "container" and not (here and facts["driver"]["version"]),
+        bool(facts["gpus"])  # without a card the module does not load, however often
+        and facts["system"]["machine"]["kind"] != "container"
+        and not (here and facts["driver"]["version"]),
     )
     driver.reason = [*need.reasons, *against(before), *_too_old(before), *_why(facts, wanted, need, driver, here)]
     return driver
