@@ -20,14 +20,12 @@ from test_playbooks import PLAYBOOKS, Owner
 # In the middle of a role: the task at whose beginning it ends, so that what comes before is done and nothing else is.
 WITHIN = {
     "base": [
-        "Make those that are missing",
         "Let people in by key alone",  # the firewall is there, under its timer
         "Have the firewall at every boot",
         "Take suspend away",  # logind was not told of its rules
     ],
     "runner": [
         "Write the units",
-        "Start what listens, now and at every boot",
         "Wait until the queue answers",
     ],
 }
@@ -39,27 +37,28 @@ CUTS = [f"TASK [{role} : {task}" for role in ROLES for task in ("Validating argu
 class Cut(Owner):
     """Somebody whose laptop dies."""
 
-    def until(self, heard: Callable[[str], bool], *words: str) -> list[str]:
-        """Run setup.yml and kill it, with all its processes here, once a line is heard; -> the lines so far."""
-        command = (
-            str(Path(sys.executable).parent / "ansible-playbook"),
-            "-i",
-            str(self.inventory),
-            *words,
-            "setup.yml",
+    def until(self, heard: Callable[[str], bool], *words: str) -> None:
+        """Run setup.yml, and kill it with all its processes here once a line is heard."""
+        program = str(Path(sys.executable).parent / "ansible-playbook")
+        running = subprocess.Popen(
+            (program, "-i", str(self.inventory), *words, "setup.yml"),
+            cwd=PLAYBOOKS,
+            env={**os.environ, "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"},  # else a task is named when it has ended
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         lines = []
-        env = {**os.environ, "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"}  # else a task is named when it has ended
-        with subprocess.Popen(
-            command, cwd=PLAYBOOKS, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
-        ) as running:
+        try:
             assert running.stdout is not None
             for line in running.stdout:
                 lines.append(line)
                 if heard(line):
-                    os.killpg(running.pid, signal.SIGKILL)
-                    return lines
-        raise AssertionError(f"it went through:\n{''.join(lines)[-4000:]}")
+                    return
+        finally:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.communicate()
+        pytest.fail(f"it went through:\n{''.join(lines)[-4000:]}")
 
     def pips(self) -> str:
         return self.host.ssh("pgrep --full 'pip install'").stdout

@@ -461,6 +461,9 @@ class Removal:
         more = [{"kind": "package", "name": name, "before": None} for name in names if name not in known]
         self.write(self.receipt["items"] + more)
         do(*APT, "--yes", "purge", *names)
+        left = sorted(set(half_purged()) & set(names))
+        if left:  # where apt had been killed, it was content with removing them
+            do("dpkg", "--purge", *left)
 
     # --- accounts ---
 
