@@ -533,8 +533,8 @@ class Mirror(Driver):
             nvidia_key_url="file:///root/key.asc",
             nvidia_key_fingerprints=[self.archive.fingerprint],
         )
-        self.archive.add("linux-headers-amd64", "6.1.900-1", files={f"/usr/lib/modules/{KERNEL}/build/include/x.h": ""})
-        kernel = f"mkdir -p /usr/lib/modules/{KERNEL}; touch /boot/vmlinuz-{KERNEL}"
+        self.archive.add("linux-headers-amd64", "6.1.900-1")
+        kernel = f"mkdir -p /usr/lib/modules/{KERNEL}/build/include; touch /boot/vmlinuz-{KERNEL}"
         host.run(f"{kernel}; cat >/root/key.asc", text=self.archive.key)
 
     def publish(self) -> None:
@@ -616,7 +616,6 @@ def test_what_was_left_half_done_is_repaired_first(driver: Mirror) -> None:
     driver.converge()
     assert driver.host.run("dpkg --audit") == ""
     assert driver.installed("nvidia-kernel-open-dkms") == "installed 580.126.09-1"
-    assert driver.converge()[0] == 0
 
 
 # --- Debian's own drivers, built -------------------------------------------------------------------------------------

@@ -181,8 +181,8 @@ ROWS = [
     Row("a mirror", NEW, lambda m: ubuntu(m.gpu("2204")), {"nvidia_repository_url": "https://mirror.example/x"},
         {"source": "mirror", "sources.url": "https://mirror.example/x/"}, "your mirror"),
     Row("NVIDIA's wished, 580", NEW, lambda m: m.gpu("2204"), {"driver_source": "nvidia"},
-        {**NVIDIA, "optional": ["nvidia-persistenced"], "packages": ["linux-headers-generic", "libnvidia-compute-580",
-                                                                     "nvidia-utils-580", "nvidia-dkms-580-open"]}),
+        {**NVIDIA, "optional": ["nvidia-persistenced", "linux-headers-6.8.0-90-generic"], "packages": [
+            "linux-headers-generic", "libnvidia-compute-580", "nvidia-utils-580", "nvidia-dkms-580-open"]}),
     Row("NVIDIA's wished, 595", NEW, lambda m: m.gpu("2204"), {"driver_source": "nvidia", "driver_branch": "595"},
         {"packages": ["linux-headers-generic", "libnvidia-compute", "nvidia-dkms-open"]}),
     Row("615 has no proprietary modules", NEW, lambda m: m.gpu("2204"),
@@ -278,6 +278,11 @@ ROWS = [
         {"driver_source": "ubuntu-dkms"}, {"source": "keep"}),
     Row("NVIDIA's lists, another branch pinned", "debian-12", lambda m: having(
         m, "620.1-1", "595.71.05-1", "580.95.05-1"), {}, {**NVIDIA, "version": "580.95.05-1"}),
+    Row("a kernel whose headers are there to be had", "debian-12", lambda m: having(m, "580.95.05-1").no_headers(
+        KERNELS["debian-12"]).offering("6.1.170-1", "linux-headers-6.1.0-50-amd64"), {},
+        {"first": "linux-headers-amd64", "optional": ["linux-headers-6.1.0-50-amd64"]}),
+    Row("a kernel whose headers are gone", "debian-12", lambda m: having(m, "580.95.05-1").no_headers(
+        KERNELS["debian-12"]).offering("6.1.170-1", "linux-image-amd64"), {}, {"first": "linux-image-amd64"}),
     Row("NVIDIA's lists without 580", "debian-12", lambda m: having(m, "620.1-1", "595.71.05-1"), {},
         {**NVIDIA, "branch": 595, "version": "595.71.05-1"},
         "NVIDIA's repository has no nvidia-driver-cuda of branch 580"),
@@ -497,7 +502,10 @@ def test_the_bill_is_what_why_how_large_and_whether_it_restarts(tmp_path: Path) 
 def test_apt_is_asked_after_all_that_could_be_chosen(tmp_path: Path) -> None:
     asked = names(Machine(tmp_path).gpu("2204").facts())
     assert {"linux-modules-nvidia-580-server-open-6.8.0-90-generic", "linux-headers-generic", *SIGNED_580} <= set(asked)
-    assert {"nvidia-kernel-dkms", "nvidia-driver-cuda"} <= set(names(Machine(tmp_path / "d", "debian-13").facts()))
+    asked = names(Machine(tmp_path / "d", "debian-12").facts())
+    assert {"nvidia-kernel-dkms", "nvidia-driver-cuda", "linux-headers-6.1.0-50-amd64", "linux-image-amd64"} <= set(
+        asked
+    )
 
 
 def test_the_decision_needs_nothing_of_ansible(tmp_path: Path) -> None:

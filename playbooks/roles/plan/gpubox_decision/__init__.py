@@ -9,7 +9,7 @@ from gpubox_decision.bill import bill, offers, simulation, versions
 from gpubox_decision.cards import cards_of, need_of
 from gpubox_decision.choices import choices_of
 from gpubox_decision.driver import decide, in_use
-from gpubox_decision.packages import exact_module, installed_branch
+from gpubox_decision.packages import exact_headers, exact_module, image, installed_branch
 from gpubox_decision.sources import no_components, sources
 from gpubox_decision.stack import containers, cuda, notices, python, sizes, torch
 from gpubox_decision.tables import Facts, Wishes
@@ -61,4 +61,5 @@ def names(facts: Facts, wishes: Wishes | None = None) -> list[str]:
     unasked = {**facts, "apt": {**facts["apt"], "lists": False, "offers": {}}}
     need = need_of([card for card in cards_of(facts, wanted) if card["used"]], wanted)
     asked = {name for choice in choices_of(unasked, wanted, need) for name in choice.packages}
+    asked |= {*exact_headers(facts), image(facts)} - {""}
     return sorted({*asked, *(exact_module(name, facts) for name in asked if name.startswith("linux-modules-nvidia"))})

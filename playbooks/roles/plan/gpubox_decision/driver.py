@@ -11,6 +11,7 @@ from gpubox_decision.choices import Choice, against, choices_of, goes
 from gpubox_decision.packages import (
     branch_of,
     driver_packages,
+    exact_headers,
     half_done,
     installed_source,
     installed_version,
@@ -132,7 +133,7 @@ def _decided(facts: Facts, wanted: Wishes, need: Need, chosen: Choice, choices: 
         chosen.version,
         set_of(facts, wanted),
         list(chosen.packages),
-        list(SYSTEMS["optional"].get(table_of(facts, chosen.source, chosen.branch), ())),
+        _optional(facts, chosen),
         sorted(name for name in installed if goes(name, facts, chosen)),
         half_done(facts),
         f"{chosen.branch}.*",
@@ -147,6 +148,11 @@ def _decided(facts: Facts, wanted: Wishes, need: Need, chosen: Choice, choices: 
     )
     driver.reason = [*need.reasons, *against(before), *_too_old(before), *_why(facts, wanted, need, driver, here)]
     return driver
+
+
+def _optional(facts: Facts, chosen: Choice) -> list[str]:
+    known = list(SYSTEMS["optional"].get(table_of(facts, chosen.source, chosen.branch), ()))
+    return known if chosen.source == "ubuntu-signed" else [*known, *exact_headers(facts)]
 
 
 def _others(facts: Facts, wanted: Wishes, need: Need, chosen: Choice) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ def packages_of(facts: Facts, wanted: Wishes, source: str, branch: int, flavour:
         "{headers}": headers(facts) or "",
         "{metapackage}": "nvidia-open" if flavour == "open" else "cuda-drivers",
     }
-    made = []
+    made = [_image(facts)] if source != "ubuntu-signed" else []
     for name in SYSTEMS["packages"][key][set_of(facts, wanted)]:
         for word, value in words.items():
             name = name.replace(word, value)
@@ -77,6 +77,24 @@ def headers(facts: Facts) -> str | None:
     if facts["system"]["machine"]["kind"] == "container":  # its kernel is the host's, and not the one to build for
         return "linux-headers-arm64" if facts["system"]["architecture"] == "aarch64" else "linux-headers-amd64"
     return None
+
+
+def exact_headers(facts: Facts) -> list[str]:
+    """Those of the kernel that starts next, where there is one: the metapackage brings the newest kernel's alone."""
+    return [f"linux-headers-{facts['kernel']['next']}"] if facts["kernel"]["installed"] and headers(facts) else []
+
+
+def _image(facts: Facts) -> str:
+    """An old kernel's headers may have left the archive: then the newest kernel comes along with its own."""
+    following = next((one for one in facts["kernel"]["installed"] if one["release"] == facts["kernel"]["next"]), None)
+    known = facts["apt"]["lists"] and facts["apt"]["offers"]
+    if not known or not following or following["headers"] or any(offered(facts, name) for name in exact_headers(facts)):
+        return ""
+    return image(facts)
+
+
+def image(facts: Facts) -> str:
+    return (headers(facts) or "").replace("linux-headers-", "linux-image-")
 
 
 def offered(facts: Facts, name: str) -> str | None:
