@@ -603,7 +603,7 @@ def test_where_it_was_mended_the_branch_comes_and_its_pin_holds(driver: Mirror) 
     said = " ".join(done.stdout.split())
     assert done.returncode == 2
     assert "nvidia-590.44.01 does not build" in said
-    assert "leave the choice to gpubox (gpubox_driver_source: auto), which has these ways" in said
+    assert "leave source and branch to gpubox (auto), which has these ways: your mirror of NVIDIA's repository" in said
     assert driver.host.run(state) == before
     assert driver.host.run("dpkg --audit") == ""
 
