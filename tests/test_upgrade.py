@@ -144,10 +144,16 @@ def offer(repository: Archive, host: box.Box, version: str, kernel: str, breaks:
 
 @pytest.fixture(scope="module")
 def owner(bed_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owner]:
+    """Of a box with a queue, and nothing else."""
     hosts._need((*box.TOOLS, *archive.TOOLS))
     with closing(box.Box(bed_run, "trixie")) as host:
-        owner = Owner(host, tmp_path_factory.mktemp("owner"))
-        owner.setup()
+        place = tmp_path_factory.mktemp("owner")
+        owner = Owner(host, place)
+        shutil.copytree(PLAYBOOKS / "library", place / "library")
+        roles = [str(PLAYBOOKS / "roles" / name) for name in ("preflight", "plan", "base", "runner")]
+        (place / "box.yml").write_text(yaml.safe_dump([{"hosts": "boxes", "gather_facts": False, "roles": roles}]))
+        done = owner.run(place / "box.yml")
+        assert done.returncode == 0, done.stdout[-4000:]
         yield owner
 
 
