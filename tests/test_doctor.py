@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -111,6 +112,16 @@ def test_the_computer_is_told_what_is_known_and_asked_for(well: Box, run: Run, c
     known = json.loads(words[1])
     assert known["service.answers"][0] == "ok"
     assert known["service.queue"] == ["skipped", "the box is draining: nothing starts"]
+
+
+@pytest.mark.parametrize(("made", "user", "state"), [(True, 0, "ok"), (True, 7, "skipped"), (False, 0, "skipped")])
+def test_on_a_drained_box_root_can_see_whether_it_works(
+    monkeypatch: pytest.MonkeyPatch, made: bool, user: int, state: str
+) -> None:
+    """As upgrade.yml does before it lets jobs start again: jobs of the queue's own account do."""
+    monkeypatch.setattr(doctor, "_made", lambda: made)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert doctor._known(next(doctor._health({"draining": True})))[0] == state
 
 
 def test_a_check_that_there_is_not_is_named(well: Box, run: Run, computer) -> None:  # noqa: F811

@@ -205,8 +205,11 @@ def _examine(given: Given, seen: list[Finding], told: _Told) -> bool:
 
 
 def _known(finding: Finding) -> tuple[str, str]:
-    """What stands on a queue that starts nothing now can't be checked."""
-    return (SKIPPED, DRAINING) if finding["what"] == DRAINING else (finding["state"], finding["why"])
+    """What stands on a queue that starts nothing now can't be checked; but as root, where `setup.yml` made a box: jobs
+    of the queue's own account start there all the same."""
+    if finding["what"] == DRAINING:
+        return (OK, "") if _made() and os.geteuid() == 0 else (SKIPPED, DRAINING)
+    return finding["state"], finding["why"]
 
 
 def _read(line: bytes) -> Finding | None:
