@@ -13,7 +13,7 @@ import pytest
 import tools
 from bed.box import Box
 from hosts import a_host, bed_run  # noqa: F401
-from test_playbooks import BOOKS, PLAYBOOKS, ROOT, Owner, ansible
+from test_playbooks import BOOKS, NOT_HERE, PLAYBOOKS, ROOT, Owner, ansible
 
 LOOKUP = PLAYBOOKS / "roles/restart/lookup_plugins/gpubox_command.py"
 CALLED: Mapping[str, object] = {
@@ -105,7 +105,7 @@ def test_on_the_box_itself_it_restarts_and_goes_on(a_host: Callable[..., Box], t
     host.run("cd gpubox && python3 -m venv .venv && .venv/bin/pip install --quiet 'ansible-core>=2.20'")
     for name in CHECKOUT:
         host.put(ROOT / name, "gpubox/")
-    host.run("echo '[boxes]\nbox ansible_connection=local' >gpubox/inventory.ini")
+    host.run("cat >gpubox/inventory.ini", text=f"[boxes]\nbox ansible_connection=local\n{NOT_HERE}")
     for book in BOOKS:
         local(host, book, "--syntax-check")
     local(host, "setup.yml", "--check")
