@@ -57,7 +57,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 unknown:
-  description: Those of the packages that apt does not know.
+  description: Those of the packages that are neither installed nor known to apt.
   returned: always
   type: list
 missing:
@@ -239,7 +239,7 @@ def main() -> None:
     here = {name: called for name, called in accounts.items() if called or module.check_mode}
     module.exit_json(
         changed=False,
-        unknown=[name for name in asked["packages"] if known.get(name, none)[1] == "(none)"],
+        unknown=[name for name in asked["packages"] if known.get(name, none) == none],
         missing=[name for name in asked["packages"] if known.get(name, none)[0] == "(none)"],
         python3_apt=python3_apt(),
         subids=subids(text_of("/etc/subuid"), text_of("/etc/subgid"), here),
