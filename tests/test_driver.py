@@ -610,7 +610,6 @@ def test_where_it_was_mended_the_branch_comes_and_its_pin_holds(driver: Mirror) 
 
 @pytest.mark.box
 def test_what_was_left_half_done_is_repaired_first(driver: Mirror) -> None:
-    driver.host.run("rm -f /etc/gpubox/failed-builds.json; dpkg --unpack /srv/stand-ins-8901/libcuda1_595*.deb")
     driver.host.ssh("dpkg --unpack /srv/stand-ins-8901/nvidia-kernel-open-dkms_590*.deb; dpkg --configure -a")
     assert "half-configured" in driver.installed("nvidia-kernel-open-dkms")
     driver.converge()

@@ -283,6 +283,8 @@ ROWS = [
         {"first": "linux-headers-amd64", "optional": ["linux-headers-6.1.0-50-amd64"]}),
     Row("a kernel whose headers are gone", "debian-12", lambda m: having(m, "580.95.05-1").no_headers(
         KERNELS["debian-12"]).offering("6.1.170-1", "linux-image-amd64"), {}, {"first": "linux-image-amd64"}),
+    Row("NVIDIA's source, its lists not read yet", "debian-12", lambda m: m.gpu("2204").nvidia_source().offering(
+        "6.1.170-1", "linux-headers-amd64"), {}, {**NVIDIA, "version": None}),
     Row("NVIDIA's lists without 580", "debian-12", lambda m: having(m, "620.1-1", "595.71.05-1"), {},
         {**NVIDIA, "branch": 595, "version": "595.71.05-1"},
         "NVIDIA's repository has no nvidia-driver-cuda of branch 580"),

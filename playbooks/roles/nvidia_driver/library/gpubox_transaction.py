@@ -44,7 +44,7 @@ options:
     type: bool
     default: false
   simulate:
-    description: Only say what would be done.
+    description: Only say what would be done; what is half done is repaired nevertheless, unless this is a check.
     type: bool
     default: false
 author: gpubox
@@ -258,7 +258,7 @@ class Transaction:
         if ours:
             self.run("dpkg", "--purge", "--force-remove-reinstreq", "--force-depends", *ours)
             self.run("dpkg", "--configure", "--pending", "--force-confdef", "--force-confold")
-        self.run(*APT, "--fix-broken", "install")
+        self.run(*APT, "--allow-downgrades", "--fix-broken", "install")
         broken = half_done(self.there())
         if not broken:
             return None
@@ -330,10 +330,15 @@ def main():
         return code, out + error
 
     transaction = Transaction(run, module.params)
+    broken = half_done(transaction.there())
+    if module.check_mode and broken:
+        module.exit_json(changed=True, **transaction.ended("unknown", f"{', '.join(broken)}: repaired first."))
     if module.check_mode or module.params["simulate"]:
-        ended, _ = transaction.simulate(may_update=not module.check_mode)
+        trouble = None if module.check_mode else transaction.repair()  # what is broken, apt can't simulate around
+        ended = trouble or transaction.simulate(may_update=not module.check_mode)[0]
         found = ended or transaction.ended("possible")
-        module.exit_json(changed=module.check_mode and found["outcome"] in ("possible", "unknown"), **found)
+        changed = found["outcome"] in ("possible", "unknown") if module.check_mode else bool(broken)
+        module.exit_json(changed=changed, **found)
     found = transaction.change()
     module.exit_json(changed=found["outcome"] == "done", **found)
 

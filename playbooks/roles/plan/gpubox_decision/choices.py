@@ -124,6 +124,8 @@ def _missing(facts: Facts, source: str, choice: Choice) -> str | None:
         asked: tuple[str, ...] = (*choice.packages, *exact)
     elif source in ("nvidia", "mirror") and has_nvidia(facts) and apt["offers"]:
         ours = [name for name in choice.packages if CHOSEN_PACKAGE.match(name)]
+        if not any(offered(facts, name) for name in ours if name != "nvidia-kernel-dkms"):  # which Debian has, too
+            return None  # its lists were not read yet: a run stopped before that
         lacking = next((name for name in ours if not of_branch(facts, name, choice.branch)), None)
         if lacking:
             return f"{lacking} of branch {choice.branch}"
