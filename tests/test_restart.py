@@ -43,13 +43,13 @@ def command() -> ModuleType:
 
 
 def test_a_run_goes_on_with_the_same_command_from_anywhere(command: ModuleType) -> None:
-    words = command.words(["/venv/bin/python", "/venv/bin/ansible-playbook"], CALLED, "/home/you/gpubox/playbooks")
+    words = command.words(["/venv/bin/python", "/venv/bin/ansible-playbook"], CALLED, "/srv/gpubox/playbooks")
     assert words == [
         "/venv/bin/python",
         "/venv/bin/ansible-playbook",
-        *("--inventory", "/home/you/gpubox/playbooks/../inventory.ini"),
+        *("--inventory", "/srv/gpubox/playbooks/../inventory.ini"),
         *("--inventory", "/etc/hosts.ini", "--inventory", "localhost,"),
-        *("--extra-vars", "@/var/lib/gpubox-setup/variables.json", "/home/you/gpubox/playbooks/setup.yml"),
+        *("--extra-vars", "@/var/lib/gpubox-setup/variables.json", "/srv/gpubox/playbooks/setup.yml"),
     ]
     more = {
         "tags": ["base"],
@@ -75,8 +75,8 @@ def test_what_somebody_would_have_to_type_is_known(command: ModuleType) -> None:
 def test_secrets_go_into_files_alone(command: ModuleType) -> None:
     known = command.environment({"http_proxy": 'http://a:s"c$t@p', "EDITOR": "vi", "ANSIBLE_X": "1\n2"}, "ada")
     assert known == 'PYTHONDONTWRITEBYTECODE="1"\nSUDO_USER="ada"\nhttp_proxy="http://a:s\\"c\\$t@p"\n'
-    files = command.files(["ansible-playbook", "a b"], "/home/you l", {"proxy": "secret"}, known)
-    assert files["command"] == "cd '/home/you l' && exec ansible-playbook 'a b'\n"
+    files = command.files(["ansible-playbook", "a b"], "/srv/a b", {"proxy": "secret"}, known)
+    assert files["command"] == "cd '/srv/a b' && exec ansible-playbook 'a b'\n"
     assert json.loads(files["variables.json"]) == {
         "proxy": "secret",
         "ansible_become": False,
