@@ -185,8 +185,8 @@ def submit(owner: Owner, words: str) -> str:
 
 
 def way_back(said: str) -> list[str]:
-    """The printed commands."""
-    return [line.split("    #")[0] for line in re.findall(r"- (sudo .*|runner drain .*)", said)]
+    """The printed commands, which YAML quotes where they have a remark."""
+    return re.findall(r"^ *- '?((?:sudo|runner) .*?)(?:    #.*)?'?$", said.split("rescued=")[0], re.M)
 
 
 @pytest.mark.box
