@@ -11,13 +11,13 @@ CI_SECONDS = 3600.0
 
 # Marker -> (seconds in CI, why it is left out of a plain `make test`).
 MARKED = {
-    "crash": (900.0, "takes minutes"),
-    "root": (300.0, "needs root"),
-    "box": (900.0, "needs root and a test bed"),
-    "browser": (200.0, "needs a browser"),
-    "coverage": (180.0, "takes minutes"),
+    "crash": (600.0, "takes minutes"),
+    "root": (200.0, "needs root"),
+    "box": (1900.0, "needs root and a test bed"),
+    "browser": (20.0, "needs a browser"),
+    "coverage": (140.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
-    "long": (150.0, "takes many seconds a test"),
+    "long": (200.0, "takes many seconds a test"),
 }
 # Marker -> why not even CI runs it.
 NOWHERE = {
@@ -27,28 +27,26 @@ NOWHERE = {
 FILES = {
     "api": 15.0,
     "budget": 10.0,
-    "cli": 40.0,
-    "collector": 30.0,
+    "cli": 15.0,
+    "collector": 20.0,
     "crash_pairs": 10.0,
+    "containers": 5.0,
     "daemon": 10.0,
     "demo": 10.0,
     "engines": 15.0,
     "envs": 15.0,
-    "gpus": 20.0,
     "main_job": 60.0,
-    "plan": 30.0,
+    "plan": 15.0,
     "playbooks": 10.0,
     "power": 10.0,
-    "queue_machine": 30.0,
+    "queue_machine": 10.0,
     "retention": 10.0,
     "schedule": 15.0,
-    "serve": 40.0,
     "simulation": 20.0,
-    "supervisor": 30.0,
+    "supervisor": 25.0,
     "verify": 15.0,
-    "watch": 15.0,
 }
-OTHER_SECONDS = 6.0
+OTHER_SECONDS = 3.0
 
 
 def suite(file: str, markers: set[str]) -> str:
