@@ -11,7 +11,7 @@ CI_SECONDS = 3600.0
 
 # Marker -> (seconds in CI, why it is left out of a plain `make test`).
 MARKED = {
-    "crash": (600.0, "takes minutes"),
+    "crash": (480.0, "takes minutes"),
     "root": (200.0, "needs root"),
     "box": (1900.0, "needs root and a test bed"),
     "browser": (20.0, "needs a browser"),
