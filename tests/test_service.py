@@ -241,14 +241,16 @@ class Driver(FakeNvml):
 @pytest.fixture(scope="module")
 def driver(owner: Owner, tmp_path_factory: pytest.TempPathFactory) -> Driver:
     driver = Driver(owner.host, tmp_path_factory.mktemp("driver"))
-    owner.host.run("systemctl restart gpubox")
+    owner.host.run(
+        "systemctl stop gpubox-launcher.service; systemctl restart gpubox"
+    )  # what is mounted is not for these
     wait_until(lambda: "3090" in say(owner, "runner gpus"), 20)
     return driver
 
 
 def test_whose_a_process_is_says_its_unit(owner: Owner, driver: Driver) -> None:
     """Nothing else tells it: it has no environment, and the daemon is new."""
-    job = say(owner, "runner submit -d --base --gpus 1 -- setsid env -i sleep 601").split()[-1]
+    job = say(owner, "runner submit -d --base --gpus 1 -- env -i sleep 601").split()[-1]
     pid = wait_until(lambda: owner.host.ssh("pgrep -u gpubox-job sleep").stdout.strip(), 20)
     owner.host.run("systemctl kill --signal=KILL gpubox.service")
     driver.gpus[0].process(int(str(pid)), 4 << 30)
