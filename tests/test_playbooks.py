@@ -100,6 +100,15 @@ def test_a_roles_defaults_are_what_its_specification_says(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
+def test_what_comes_from_a_command_line_is_a_word_and_is_made_what_it_should_be(role: str) -> None:
+    """`-e gpubox_x=false` is text, and text is true."""
+    text = (PLAYBOOKS / "roles" / role / "defaults/main.yml").read_text()
+    made = dict(re.findall(r"\b(gpubox_\w+) \| default\([^)]*\) \| (\w+)", text))
+    wanted = {name: option["type"] for name, option in specs(role).items() if name.startswith("gpubox_")}
+    assert {name: kind for name, kind in wanted.items() if kind in ("bool", "int") and made.get(name) != kind} == {}
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_a_role_reads_the_owners_variables_in_its_defaults_alone(role: str) -> None:
     place = PLAYBOOKS / "roles" / role
     files = [path for name in ("tasks", "handlers", "templates", "vars") for path in (place / name).glob("*")]

@@ -116,7 +116,7 @@ def test_the_way_back_leads_over_the_old_kernel(upgrade: ModuleType, menu: str, 
         choice,
         "sudo systemctl reboot",
         "sudo apt-get purge linux-image-6.1.0-51-amd64",
-        "sudo rm -r /etc/book /var/kept",
+        "sudo rm -rf /etc/book /etc/book.drained /var/kept",
         "runner drain --off",
     ]
 
@@ -125,6 +125,23 @@ def test_the_way_back_of_a_driver_alone_is_short(upgrade: ModuleType) -> None:
     book = {"new": [], "kernel": "6.1.0-50-amd64", "drained": True}
     said = upgrade.way_back(book, "/etc/book", "/var/kept", "", ["a.deb"])
     assert [line.split()[1] for line in said] == ["apt-get", "systemctl", "rm"], "and the queue stays as it was"
+
+
+@pytest.mark.parametrize("owners", [False, True])
+def test_a_run_that_ends_while_it_waits_leaves_word_whose_the_drain_is(
+    upgrade: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, owners: bool
+) -> None:
+    queue = {"draining": owners}
+    monkeypatch.setattr(upgrade, "queue", lambda: queue)
+    monkeypatch.setattr(upgrade, "run", lambda *words, **more: queue.update(draining=words[-1] != "--off"))
+    asked = {"book": str(tmp_path / "book"), "kept": str(tmp_path / "kept")}
+    for _ in range(2):  # the second run finds what the first has drained
+        assert upgrade.drain(asked, False)["drained"] is owners
+    assert queue["draining"]
+    assert upgrade.read(asked["book"])["state"] == "none"
+    if not owners:
+        upgrade.undrain(asked, False)
+        assert (queue["draining"], list(tmp_path.glob("book*"))) == (False, [])
 
 
 # --- on a host -------------------------------------------------------------------------------------------------------

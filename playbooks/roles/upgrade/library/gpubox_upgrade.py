@@ -217,7 +217,7 @@ def way_back(book: dict[str, object], path: str, kept: str, menu: str, entries: 
         commands.append(
             f"sudo apt-get purge {' '.join(book['new'])}    # after the restart: else these start next time"
         )
-    forget = f"sudo rm -r {path} {kept}    # when the box works again"
+    forget = f"sudo rm -rf {path} {mark(path)} {kept}    # when the box works again"
     return [*commands, forget, *([] if book["drained"] else ["runner drain --off"])]
 
 
@@ -301,6 +301,7 @@ def look(asked: dict[str, object]) -> dict[str, object]:
     return {
         "changed": False,
         "state": book["state"],
+        "left_drained": os.path.exists(mark(asked["book"])),
         "wanted": wanted,
         "here": {name: here[name] for name in moved},
         "new": new,
@@ -317,18 +318,32 @@ def newer(one: str, other: str) -> bool:
     return subprocess.run(("dpkg", "--compare-versions", one, "gt", other), check=False).returncode == 0
 
 
+def mark(book: str) -> str:
+    """There while the queue is drained because of us: a run may end before there is a book."""
+    return f"{book}.drained"
+
+
 def drain(asked: dict[str, object], check: bool) -> dict[str, object]:
-    before = queue()["draining"]
-    if not before and not check:
+    drained, ours = queue()["draining"], os.path.exists(mark(asked["book"]))
+    if not check and not drained:
+        with open(mark(asked["book"]), "w") as file:
+            os.fsync(file.fileno())
         run(RUNNER, "drain")
-    return {"changed": not before, "drained": before}
+    return {"changed": not drained, "drained": drained and not ours}
 
 
 def undrain(asked: dict[str, object], check: bool) -> dict[str, object]:
     drained = queue()["draining"]
-    if drained and not check:
-        run(RUNNER, "drain", "--off")
+    if not check:
+        if drained:
+            run(RUNNER, "drain", "--off")
+        unlink(mark(asked["book"]))
     return {"changed": drained}
+
+
+def unlink(path: str) -> None:
+    if os.path.exists(path):
+        os.unlink(path)
 
 
 def keep(asked: dict[str, object], check: bool) -> dict[str, object]:
@@ -377,8 +392,8 @@ def finish(asked: dict[str, object], check: bool) -> dict[str, object]:
     if not check:
         if drained and not book["drained"]:
             run(RUNNER, "drain", "--off")
-        if os.path.exists(asked["book"]):
-            os.unlink(asked["book"])
+        unlink(asked["book"])
+        unlink(mark(asked["book"]))
         shutil.rmtree(asked["kept"], ignore_errors=True)
     return {"changed": book["state"] != "none" or drained}
 
