@@ -64,6 +64,7 @@ class Cut(Owner):
         return self.host.ssh("pgrep --full 'pip install'").stdout
 
 
+@pytest.mark.slow  # 16 runs
 @pytest.mark.box
 def test_setup_goes_on_wherever_it_was_stopped(a_host: Callable[..., Box], tmp_path: Path) -> None:  # noqa: F811
     owner = Cut(a_host(), tmp_path)
