@@ -323,7 +323,8 @@ def test_a_fresh_host_becomes_a_box_and_stays_one(an_owner: Callable[..., Owner]
     assert {"nvidia-", "cuda-", "linux-image-"} <= set(blacklist.split())
     assert host.run("systemctl --failed --no-legend") == ""
     receipt = json.loads(host.run(f"{sudo}cat /etc/gpubox/receipt.json"))
-    assert {"user", "group", "member", "package", "file", "folder", "unit"} == {one["kind"] for one in receipt["items"]}
+    kinds = {"user", "group", "member", "package", "file", "folder", "tree", "data", "unit"}
+    assert kinds == {one["kind"] for one in receipt["items"]}
 
 
 def _dry_run(host: Box, sudo: str) -> list[str]:

@@ -70,7 +70,7 @@ class Queue(RuleBasedStateMachine):
         """From wherever it was left, the queue drains when everything that runs ends well."""
         self.drain(False)
         self.wishes.release(ME, [job.id for job in self.daemon.book.queued])
-        for _ in range(60):
+        for _ in range(60 + 2 * len(self.acknowledged)):  # some need the whole box, one after the other
             if not self.daemon.book.jobs:
                 break
             self.pass_time(400.0)
