@@ -264,6 +264,41 @@ def test_what_is_installed_in_its_branch_is_not_upgraded_in_passing() -> None:
     assert apt.ends(install=["nvidia-driver-cuda"], branch=595)["outcome"] == "missing"
 
 
+def test_a_kernel_that_is_asked_for_comes_in_its_newest_version_with_its_headers() -> None:
+    """A driver of the newest kernel, and that kernel without the rest of its drivers, would start next."""
+    here = "linux-image-amd64 amd64 installed 6.12.96-1\nlinux-headers-amd64 amd64 installed 6.12.96-1\n"
+    here += "nvidia-driver-cuda amd64 installed 580.65.06-1\n"
+    install = ["linux-image-amd64", "linux-headers-amd64", "nvidia-driver-cuda"]
+    apt = Apt(SIMULATED, here, offers="6.12.107-1")
+    assert apt.ends(install=install)["outcome"] == "possible"
+    assert apt.asked[-1][-3:] == ("install", "linux-image-amd64", "linux-headers-amd64")
+    assert Apt(SIMULATED, here, offers="6.12.107-1").ends(install=install[1:])["outcome"] == "nothing"
+    assert Apt(SIMULATED, here, offers="6.12.96-1").ends(install=install)["outcome"] == "nothing"
+
+
+class Dpkg(Apt):
+    """Takes away what it is told to."""
+
+    def __call__(self, *words: str) -> tuple[int, str]:
+        gone = {word[:-1] for word in words if word.endswith("-")}
+        self.installed = "".join(f"{row}\n" for row in self.installed.splitlines() if row.split()[0] not in gone)
+        return super().__call__(*words)
+
+
+def test_a_kernel_that_was_upgraded_stays_where_the_driver_goes_again() -> None:
+    """Its older version is in no archive any more, and nothing could be put back to it."""
+    before = {"linux-image-amd64": ("installed", "6.12.96-1"), "dkms": ("installed", "3")}
+    rows = ("linux-image-amd64 amd64 installed 6.12.107-1", "linux-image-6.12.107-amd64 amd64 installed 6.12.107-1")
+    rows += ("dkms amd64 installed 3", "nvidia-kernel-dkms amd64 installed 580.95.05-1")
+    apt = Dpkg(installed="".join(f"{row}\n" for row in rows))
+    asked = {"install": [], "optional": [], "remove": [], "branch": 0, "update": False}
+    assert transaction.Transaction(apt, asked).go_back(before, set()) == ""
+    assert [words[-1] for words in apt.asked if "install" in words] == ["nvidia-kernel-dkms-"]
+    apt = Dpkg(installed="".join(f"{row}\n" for row in rows))
+    assert transaction.Transaction(apt, asked).go_back({"dkms": before["dkms"]}, set()) == "", "all of it was new"
+    assert [row.split()[0] for row in apt.installed.splitlines()] == ["dkms"]
+
+
 def test_lists_are_read_anew_where_a_package_is_unknown_and_a_check_only_says_so() -> None:
     apt = Apt(offers="(none)")
     assert apt.ends(install=["nvidia-smi"])["why"] == "apt has no nvidia-smi."

@@ -43,7 +43,7 @@ def ubuntu(machine: Machine, *branches: int, kernel: str = "generic", exact: boo
             if dkms:
                 machine.offering(version, f"nvidia-headless-{branch}-server{flavour}")
         machine.offering(version, f"nvidia-utils-{branch}-server")
-    return machine.offering("1", f"linux-headers-{kernel}")
+    return machine.offering("1", f"linux-headers-{kernel}", f"linux-image-{kernel}")
 
 
 def signed(machine: Machine, branch: int = 580, flavour: str = "-open") -> Machine:
@@ -55,6 +55,7 @@ def signed(machine: Machine, branch: int = 580, flavour: str = "-open") -> Machi
         f"nvidia-headless-no-dkms-{branch}-server{flavour}",
         f"nvidia-utils-{branch}-server",
         f"libnvidia-compute-{branch}-server",
+        "linux-image-generic",
     )
 
 
@@ -81,6 +82,7 @@ SIGNED_580 = [
     "linux-modules-nvidia-580-server-open-generic",
     "nvidia-headless-no-dkms-580-server-open",
     "nvidia-utils-580-server",
+    "linux-image-generic",  # its newest, which the first brings without linux-modules-extra
 ]
 OPEN = {"source": "ubuntu-signed", "flavour": "open", "branch": 580}
 LEGACY = {"source": "ubuntu-signed", "flavour": "proprietary", "branch": 580, "torch.wheels": "cu126"}
@@ -129,7 +131,8 @@ ROWS = [
     Row("a laptop", NEW, lambda m: m.gpu("249c").gpu("9a60", vendor="8086", boot_vga=True).package("gdm3", "1"), {},
         {**OPEN, "set": "compute"}),
     Row("a desktop's screen", NEW, lambda m: m.gpu("2204", boot_vga=True).package("gdm3", "1"), {},
-        {"set": "desktop", "packages": ["linux-modules-nvidia-580-open-generic", "nvidia-driver-580-open"]}),
+        {"set": "desktop", "packages": ["linux-modules-nvidia-580-open-generic", "nvidia-driver-580-open",
+                                        "linux-image-generic"]}),
     Row("a desktop, compute wished", NEW, lambda m: m.gpu("2204", boot_vga=True).package("gdm3", "1"),
         {"driver_set": "compute"}, {"set": "compute", "packages": SIGNED_580}),
     Row("vfio, left alone", NEW, lambda m: m.gpu("2204", "vfio-pci", address=VFIO), {"ignored_gpus": [VFIO]}, NONE),
@@ -267,7 +270,7 @@ ROWS = [
     Row("the wrong flavour", NEW, lambda m: signed(m.gpu("2b85"), flavour=""), {},
         {**OPEN, "remove": ["linux-modules-nvidia-580-server-generic", "nvidia-headless-no-dkms-580-server"]}),
     Row("a wished branch", NEW, lambda m: signed(m.gpu("2204")).loaded("580.126.09"), {"driver_branch": "595"},
-        {"source": "ubuntu-signed", "branch": 595, "remove": SIGNED_580}),
+        {"source": "ubuntu-signed", "branch": 595, "remove": SIGNED_580[:3]}),
     Row("a wished source", NEW, lambda m: signed(m.gpu("2204")).loaded("580.126.09"), {"driver_source": "nvidia"},
         {"source": "nvidia"}, "another source"),
     Row("NVIDIA's on Ubuntu", NEW, lambda m: m.gpu("2204").nvidia_source().packages("580.95.05-0ubuntu1",

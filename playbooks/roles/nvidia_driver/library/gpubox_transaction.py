@@ -18,7 +18,8 @@ short_description: Installs and removes the driver's packages together, or leave
 description:
   - Repairs what an earlier transaction of the driver left half done, simulates, installs, and compares versions.
   - Says in C(outcome) how it went, and fails only where a way back was not found; the play decides what to do next.
-  - Packages that are installed in the right branch are left alone, however old they are.
+  - Packages that are installed in the right branch are left alone, however old they are. Only a kernel that is asked
+    for comes in its newest version, with its headers; where it replaced an older one, it stays whatever follows.
 options:
   install:
     description: Packages that are to be there.
@@ -97,6 +98,8 @@ OURS = re.compile(  # what a driver consists of, whoever made the packages
     r"(?!(lib)?nvidia-(container|cuda-(toolkit|dev|doc|gdb)))"
     r"(.*nvidia.*|cuda-drivers.*|libcuda1|libcudadebugger1|libnvcuvid1|libnvoptix1|libxnvctrl0)(:\w+)?$"
 )
+KERNEL = re.compile(r"linux-(image|headers)-")  # the metapackages that may be asked for
+OF_KERNELS = re.compile(r"linux-(?!.*nvidia)")
 DRIVER_VERSION = re.compile(r"(?:\d+:)?(\d{3})\.\d+")
 LOGS = "/var/lib/dkms/*/*/build/make.log"
 CALM = {
@@ -191,6 +194,7 @@ class Transaction:
         if unknown:
             outcome = "missing" if may_update else "unknown"
             return self.ended(outcome, f"apt has no {', '.join(unknown)}."), ()
+        wanted += [name for name in self._older_kernel(here, known) if name not in wanted]
         wanted += [name for name in self.asked["optional"] if name in known and self._lacks(here, name)]
         if not wanted and not remove and not half_done(here):
             return self.ended("nothing"), ()
@@ -212,12 +216,21 @@ class Transaction:
     def _lacks(self, here, name):
         return name not in here or wrong_branch(name, here[name][1], self.asked["branch"])
 
+    def _older_kernel(self, here, known):
+        """Where an image is asked for, its metapackages: other packages would bring the newest kernel without the rest
+        of its drivers, or no module for it."""
+        if not any(name.startswith("linux-image-") for name in self.asked["install"]):
+            return []
+        names = [name for name in self.asked["install"] if KERNEL.match(name) and name in here]
+        return [name for name in names if here[name][1] != known.get(name, here[name][1])]
+
     def _offered(self, names):
+        """Name -> the version that apt would take."""
         if not names:
-            return set()
+            return {}
         said = self.run("apt-cache", "policy", *names)[1]
         found = re.findall(r"^(\S+):\n  Installed: .*\n  Candidate: (.*)$", said, re.M)
-        return {name for name, version in found if version != "(none)"}
+        return {name: version for name, version in found if version != "(none)"}
 
     def _version(self, versions):
         """Of the module, else of whatever else has one."""
@@ -281,24 +294,29 @@ class Transaction:
         return "failed", f"apt did not get {', '.join(names) or 'to its end'} installed.", _words_of_apt(said)
 
     def go_back(self, before, automatic):
-        """Make it as it was. -> "", or what could not be."""
+        """Make it as it was. -> "", or what could not be. A kernel that was upgraded stays: archives keep one alone."""
         here = self.there()
-        new = sorted(set(here) - set(before))
-        old = [f"{name}={before[name][1]}" for name in sorted(before) if here.get(name, ("", ""))[1] != before[name][1]]
+        other = {name for name in before if here.get(name, ("", ""))[1] != before[name][1]}
+        stays = {name for name, (state, _) in here.items() if state == "installed" and OF_KERNELS.match(name)}
+        if not any(KERNEL.match(name) for name in other & set(here)):
+            stays = set()
+        new = sorted(set(here) - set(before) - stays)
+        old = [f"{name}={before[name][1]}" for name in sorted(other - stays)]
         for words in ([*old, *[f"{name}-" for name in new]], [f"{name}-" for name in new]):
             if words:
                 self.run(*APT, "--purge", "--allow-downgrades", "--allow-change-held-packages", "install", *words)
             here = self.there()
-            if not half_done(here) and not set(here) - set(before):
+            if not half_done(here) and not set(here) - set(before) - stays:
                 break
         else:
-            self.run("dpkg", "--purge", "--force-remove-reinstreq", "--force-depends", *sorted(set(here) - set(before)))
+            rest = sorted(set(here) - set(before) - stays)
+            self.run("dpkg", "--purge", "--force-remove-reinstreq", "--force-depends", *rest)
             self.run("dpkg", "--configure", "--pending")
         again = sorted(automatic & {text.partition("=")[0] for text in old})
         if again:
             self.run("apt-mark", "auto", *again)
         here = self.there()
-        differs = sorted(name for name in {*here, *before} if here.get(name) != before.get(name))
+        differs = sorted(name for name in {*here, *before} - stays if here.get(name) != before.get(name))
         return f"{', '.join(differs)}." if differs else ""
 
 
