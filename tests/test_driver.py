@@ -411,7 +411,8 @@ def test_a_firmware_that_refuses_is_said_with_the_other_way(tmp_path: Path) -> N
 # --- the next boot ---------------------------------------------------------------------------------------------------
 
 
-def test_logins_are_told_of_a_restart_that_would_lose_the_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["kernel/nvidia-580/nvidia.ko", "updates/dkms/nvidia-current-open.ko.xz"])
+def test_logins_are_told_of_a_restart_that_would_lose_the_gpu(tmp_path: Path, module: str) -> None:
     told = tmp_path / "run/motd.d/50-gpubox-next-boot"
 
     def look() -> int:
@@ -425,7 +426,9 @@ def test_logins_are_told_of_a_restart_that_would_lose_the_gpu(tmp_path: Path) ->
     machine.kernel("6.1.0-100-amd64")
     assert look() == 1
     assert "the kernel 6.1.0-100-amd64 has no NVIDIA module" in told.read_text()
-    machine.file("lib/modules/6.1.0-100-amd64/kernel/nvidia-580/nvidia.ko")
+    machine.file("lib/modules/6.1.0-100-amd64/updates/dkms/nvidia-current-open-uvm.ko.xz")
+    assert look() == 1
+    machine.file(f"lib/modules/6.1.0-100-amd64/{module}")
     assert look() == 0
     assert not told.exists()
 

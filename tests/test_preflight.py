@@ -142,6 +142,23 @@ def test_who_holds_a_card_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_our_own_collector_is_no_user_of_a_card(tmp_path: Path) -> None:
+    """It is a python, as jobs are, and holds NVML open on every box; its cgroup tells it from them."""
+    machine = Machine(tmp_path).holder(901, "python").holder(4242, "python")
+    machine.file("proc/901/cgroup", "0::/gpubox.slice/gpubox-collector@0-1.service\n")
+    machine.file("proc/4242/cgroup", "0::/gpubox.slice/gpubox-jobs.slice/gpubox-job-x-1.service\n")
+    assert [one["pid"] for one in machine.facts()["driver"]["holders"]] == [4242]
+
+
+@pytest.mark.parametrize("name", ["nvidia", "nvidia-open", "nvidia-current", "nvidia-current-open"])
+def test_the_module_is_known_by_each_of_its_names(tmp_path: Path, name: str) -> None:
+    module = f"updates/dkms/{name}.ko.xz"
+    machine = Machine(tmp_path, "debian-13", "6.12.1-amd64").kernel("6.12.1-amd64", module=module)
+    assert machine.facts()["kernel"]["installed"][0]["nvidia"] == module
+    machine.kernel("6.12.1-amd64", module="updates/dkms/nvidia-current-open-uvm.ko.xz")
+    assert machine.facts()["kernel"]["installed"][0]["nvidia"] is None
+
+
 def test_only_packages_that_matter_are_read_and_half_done_ones_are_named(tmp_path: Path) -> None:
     machine = (
         Machine(tmp_path).packages("1", "vim", "nvidia-smi", "linux-image-amd64").package("gone", "1", "config-files")

@@ -526,6 +526,7 @@ def test_limits_of_power_are_asked_of_the_program_that_sets_them(patient: Patien
         lambda m: m.gpu("2204", "nvidia", lanes=(4, 16)).gpu("2684", "vfio-pci", external=True).loaded(VERSION),
         lambda m: m.gpu("9a60", vendor="8086").gpu("228b", kind="040300").kernel(NEWER, module=BUILT),
         lambda m: m.kernel("6.1.0-9-amd64", module="kernel/nvidia/nvidia.ko").secure_boot(True, key=True),
+        lambda m: m.kernel("6.1.0-9-amd64", module="updates/dkms/nvidia-current-open.ko.xz"),
         lambda m: m.secure_boot(True, key=True, enrolled=True),
         lambda m: m.secure_boot(None).loaded(OLDER, "proprietary"),
         lambda m: m.secure_boot(False, key=True, pending=True),

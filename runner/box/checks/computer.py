@@ -228,7 +228,7 @@ class Computer:
 
     def _kernel(self, release: str) -> Kernel:
         listed = self.text("lib/modules", release, "modules.dep")
-        found = re.search(r"^(\S*/(nvidia(?:-current)?)\.ko\S*):", listed, re.M)
+        found = re.search(r"^(\S*/(nvidia(?:-current)?(?:-open)?)\.ko\S*):", listed, re.M)
         if not found:
             return Kernel(release)
         asked = (

@@ -305,10 +305,13 @@ def driver(tree):
     }
 
 
+COLLECTOR = "/gpubox.slice/gpubox-collector@"  # ours, which reads of the cards for as long as the box runs
+
+
 def _holders(tree):
     found = []
     for pid in tree.names("proc"):
-        if not pid.isdigit():
+        if not pid.isdigit() or COLLECTOR in (tree.text("proc", pid, "cgroup") or ""):
             continue
         links = (tree.link("proc", pid, "fd", number) or "" for number in tree.names("proc", pid, "fd"))
         devices = sorted({link for link in links if link.startswith("/dev/nvidia")})
@@ -379,7 +382,7 @@ INITRAMFS = ("update-initramfs", "dracut")  # the first stands for the second, w
 
 def _kernel(tree, release):
     listed = tree.text("lib/modules", release, "modules.dep") or ""
-    modules = re.findall(r"^(\S*/nvidia(?:-current)?\.ko\S*):", listed, re.M)
+    modules = re.findall(r"^(\S*/nvidia(?:-current)?(?:-open)?\.ko\S*):", listed, re.M)
     return {"release": release, "headers": _headers(tree, release), "nvidia": modules[0] if modules else None}
 
 
