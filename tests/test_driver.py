@@ -408,6 +408,41 @@ def test_a_firmware_that_refuses_is_said_with_the_other_way(tmp_path: Path) -> N
     assert not firmware.path.exists()
 
 
+@pytest.mark.long
+def test_a_key_that_waits_for_a_person_ends_the_run_before_the_driver_is_verified(tmp_path: Path) -> None:
+    (tmp_path / "play.yml").write_text(ENDS)
+    said = {"nvidia_driver_for_a_person": ["1. Connect a screen."], "restart_reasons": ["something else asks for one"]}
+    command = ("ansible-playbook", "-i", "localhost,", "play.yml", "--extra-vars", json.dumps(said))
+    places = {"ANSIBLE_ROLES_PATH": str(PLAYBOOKS / "roles"), "ANSIBLE_LIBRARY": str(PLAYBOOKS / "library")}
+    done = ansible(*command, folder=tmp_path, **places)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1. Connect a screen." in done.stdout
+    assert "verify :" not in done.stdout
+    assert "restart : Read why" not in done.stdout
+
+
+ENDS = """---
+- name: The end of setup.yml
+  hosts: all
+  connection: local
+  gather_facts: false
+  roles: [restart, verify]
+"""
+
+
+@pytest.mark.long
+def test_only_what_belongs_to_an_installed_kernel_is_looked_at_for_nouveau(tmp_path: Path) -> None:
+    """What a purged kernel or a person left in /boot is rebuilt by nobody, and would ask for it with every run."""
+    facts = Machine(tmp_path, "debian-13").file("boot/initrd.img-6.1.0-1-amd64").kernel("6.12.9+deb13-amd64").facts()
+    variables = f"@{PLAYBOOKS / 'roles/nvidia_driver/vars/main.yml'}"
+    words = ("-m", "ansible.builtin.debug", "-a", "var=nvidia_driver_initramfs", "-e", variables)
+    done = ansible("ansible", "localhost", *words, "-e", json.dumps({"preflight_facts": facts}), folder=tmp_path)
+    assert re.findall(r"/boot/[^\"]*", done.stdout) == [
+        "/boot/initrd.img-6.12.9+deb13-amd64",
+        "/boot/initrd.img-6.12.107+deb13-amd64",
+    ], done.stderr
+
+
 # --- the next boot ---------------------------------------------------------------------------------------------------
 
 
