@@ -631,6 +631,14 @@ def driver(bed_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
 @pytest.mark.box
 def test_a_module_that_does_not_build_is_explained_and_another_branch_taken(driver: Mirror) -> None:
     before = driver.host.run("dpkg-query --show")
+    ours = (
+        "cd /etc; ls modprobe.d apt/apt.conf.d apt/preferences.d apt/sources.list.d modules-load.d | grep gpubox || :"
+    )
+    done = driver.run(nvidia_key_fingerprints=["0" * 40])
+    assert done.returncode == 2
+    assert "Stop all the same" in done.stdout
+    assert done.stdout.count("0" * 40) > 1, "its reason is said again"
+    assert driver.host.run(ours) == "", "nouveau stays, and apt is told nothing"
     changed, said = driver.converge("--check")
     assert changed > 0
     assert driver.host.run("dpkg-query --show") == before
