@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from machines import Machine, gpubox_decision
 from test_playbooks import PLAYBOOKS, ansible
 
@@ -104,6 +106,39 @@ def test_a_description_of_another_driver_is_stale(
     loaded: str, installed: str, described: set[str], stale: bool
 ) -> None:
     assert module("gpubox_container_facts").stale(loaded, installed, described) is stale
+
+
+REFRESH = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  vars_files: ["{roles}/defaults/main.yml", "{roles}/vars/main.yml"]
+  tasks:
+    - ansible.builtin.debug:
+        msg: "{{{{ item }}}} {{{{ 'refreshed' if {when} else 'left' }}}}"
+      loop: [ready, unready]
+      vars:
+        plan_decision: {{containers: {{toolkit: [a]}}}}
+        containers_older: {{changed: true}}
+        containers_newer: {{skipped: true}}
+        containers_read: {{ready: "{{{{ item == 'ready' }}}}", stale: false}}
+        containers_reread: {{skipped: true}}
+"""
+
+
+def test_gpus_are_not_described_before_their_driver_is_loaded(tmp_path: Path) -> None:
+    """Else the toolkit fails, and with it the play, before it comes to the restart that would load the driver."""
+    facts = module("gpubox_container_facts")
+    assert facts.ready("580.95.05", "580.95.05")
+    assert not any(facts.ready(*versions) for versions in (("", ""), ("", "580.95.05"), ("580.95.05", "580.126.09")))
+    role = PLAYBOOKS / "roles/containers"
+    tasks = yaml.safe_load((role / "tasks/running.yml").read_text())
+    when = next(task["when"] for task in tasks if task["name"] == "Describe the GPUs as they are now")
+    (tmp_path / "play.yml").write_text(REFRESH.format(roles=role, when=when))
+    done = ansible("ansible-playbook", "play.yml", folder=tmp_path)
+    assert re.findall(r"msg.*?(\w+ (?:refreshed|left))", done.stdout) == ["ready refreshed", "unready left"], (
+        done.stdout
+    )
 
 
 def test_the_drivers_library_says_its_version(tmp_path: Path) -> None:

@@ -76,6 +76,10 @@ stale:
   description: Whether the driver that is installed and loaded is another than the one that containers are told of.
   returned: always
   type: bool
+ready:
+  description: Whether GPUs can be described, which takes a driver that is loaded, and no other one installed.
+  returned: always
+  type: bool
 running:
   description: How many containers docker runs.
   returned: always
@@ -195,9 +199,13 @@ def described() -> set[str]:
     return {version for text in ours for version in re.findall(rf"libcuda[.]so[.]{VERSION}", text)}
 
 
+def ready(loaded: str, installed: str) -> bool:
+    """False where no driver is loaded yet, or its two halves differ: nothing can be described before the next start."""
+    return bool(loaded) and loaded == installed
+
+
 def stale(loaded: str, installed: str, described: set[str]) -> bool:
-    """False while the two halves of a driver differ: nothing could be described before the next start."""
-    return bool(loaded) and loaded == installed and described != {installed}
+    return ready(loaded, installed) and described != {installed}
 
 
 # --- docker ----------------------------------------------------------------------------------------------------------
@@ -237,13 +245,15 @@ def main() -> None:
     none = ("(none)", "(none)")
     accounts = {name: ids_of(name) for name in dict.fromkeys(asked["accounts"] + people(asked["group"]))}
     here = {name: called for name, called in accounts.items() if called or module.check_mode}
+    versions = loaded(asked["root"]), installed(asked["root"])
     module.exit_json(
         changed=False,
         unknown=[name for name in asked["packages"] if known.get(name, none) == none],
         missing=[name for name in asked["packages"] if known.get(name, none)[0] == "(none)"],
         python3_apt=python3_apt(),
         subids=subids(text_of("/etc/subuid"), text_of("/etc/subgid"), here),
-        stale=stale(loaded(asked["root"]), installed(asked["root"]), described()),
+        ready=ready(*versions),
+        stale=stale(*versions, described()),
         running=running(),
         older=os.path.exists(asked["older"]),
         outdated=outdated(asked["settings"]),
