@@ -90,6 +90,22 @@ def test_a_kernel_that_came_along_stays(removal: ModuleType) -> None:
     assert removal.to_purge({"modules"}, set(), found) == {"modules"}
 
 
+def test_a_kernel_that_we_brought_by_name_stays_and_is_told(
+    removal: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = ("linux-image-6.8.0-50-generic", "linux-modules-6.8.0-50-generic", "linux-modules-extra-6.8.0-50-generic")
+    found = packages(driver="", base="") | {name: packages(x="base *")["x"] for name in kernels}
+    ours = {"driver", *kernels}
+    assert removal.to_purge(ours, {"base"}, found) == {"driver"}
+    monkeypatch.setattr(removal, "installed_packages", lambda: found)
+    monkeypatch.setattr(removal, "said", lambda *words: "\n".join(found) if words == ("apt-mark", "showmanual") else "")
+    items = [{"kind": "package", "name": name, "before": None} for name in sorted(ours)]
+    told = removal.Removal({"packages": ["base"], "items": items}, "/receipt.json", False, False, [], doing=False)
+    told.purge()
+    assert told.steps == ["purge 1 packages: driver"], "none is marked as unwanted, which apt autoremove would take"
+    assert [note.split(": stays")[0] for note in told.notes] == [" ".join(kernels)]
+
+
 def test_ours_that_provide_what_is_needed_stay(removal: ModuleType) -> None:
     found = packages(postfix="@mail_agent", cron="mail_agent", other="")
     assert removal.to_purge({"postfix", "other"}, {"cron"}, found) == {"other"}

@@ -75,7 +75,7 @@ UNITS = "/etc/systemd/system/"
 UNIT = re.compile(r"\.(service|socket|timer|path|slice|target|mount)$")
 SSH = "/etc/ssh/"
 THE_WAY_IN = ("ssh.service", "ssh.socket", "sshd.service")  # started when they should be, never stopped
-KERNEL = re.compile(r"linux-(image|modules)-(unsigned-)?\d")  # a kernel that came along may be the one that runs
+KERNEL = re.compile(r"linux-(image|modules)-(unsigned-|extra-)?\d")  # one that came with us may be the one that runs
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l", "LC_ALL": "C"}
 APT = ("apt-get", "--quiet", "--option", "DPkg::Lock::Timeout=300", "--allow-change-held-packages")
 # Whose rules changed -> who is told. The first word is a program that may not be there.
@@ -131,7 +131,7 @@ def name_of(package: str) -> str:
 def to_purge(ours: set[str], before: set[str], installed: Packages) -> set[str]:
     """Of what is installed: ours, and what came along with it, unless something else that is here needs it.
 
-    ours: names, with or without an architecture; before: what was installed before the first of ours.
+    No kernel does. ours: names, with or without an architecture; before: what was installed before the first of ours.
     Something the owner installed since keeps also what it merely recommends.
     """
     of_name: dict[str, set[str]] = {}
@@ -145,6 +145,7 @@ def to_purge(ours: set[str], before: set[str], installed: Packages) -> set[str]:
         return [set().union(*(of_name.get(name, set()) for name in names)) for names in groups]
 
     come = {package for package in installed if package in ours or name_of(package) in ours}
+    come = {package for package in come if not KERNEL.match(package)}
     todo = list(come)
     while todo:
         for providers in asked(todo.pop(), wants=True):
@@ -426,7 +427,13 @@ class Removal:
         mine = {name for name in installed if name in recorded or name_of(name) in recorded}
         for name in sorted(map(name_of, spared)):
             self.notes.append(f"{name} stays: you are here through it. Later, if you like: sudo apt purge {name}")
-        needed = sorted(map(name_of, mine - going - spared))
+        kernels = {name for name in mine if KERNEL.match(name)}
+        if kernels:
+            named = " ".join(sorted(map(name_of, kernels)))
+            self.notes.append(
+                f"{named}: stays, since the computer may run it. Once it runs another one: sudo apt purge {named}"
+            )
+        needed = sorted(map(name_of, mine - going - spared - kernels))
         if needed:
             self.notes.append(f"{' '.join(needed)}: stays, since packages of yours need it; apt removes it with them")
             manual = [name for name in needed if name in said("apt-mark", "showmanual").split()]
