@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -86,6 +87,29 @@ def test_secrets_go_into_files_alone(command: ModuleType) -> None:
     assert "restart_command" not in unit
 
 
+QUEUE = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  vars_files: ["{role}/vars/main.yml"]
+  tasks:
+    - ansible.builtin.debug:
+        msg: "busy {{{{ restart_busy | join(', ') }}}}"
+      vars:
+        restart_running: {{stdout_lines: [gpubox-job-7-1.service loaded active running sleep]}}
+        restart_users: {{gpubox_facts: {{driver: {{holders: {holders}}}}}}}
+"""
+
+
+def test_a_training_that_is_none_of_the_queues_forbids_a_restart(tmp_path: Path) -> None:
+    holders = [{"name": name, "pid": pid, "devices": []} for name, pid in (("Xorg", 7), ("python", 901))]
+    (tmp_path / "play.yml").write_text(QUEUE.format(role=PLAYBOOKS / "roles/restart", holders=json.dumps(holders)))
+    filters = {"ANSIBLE_FILTER_PLUGINS": str(PLAYBOOKS / "roles/plan/filter_plugins")}
+    done = ansible("ansible-playbook", "play.yml", folder=tmp_path, **filters)
+    assert "busy gpubox-job-7-1.service, python (901)" in done.stdout, done.stdout + done.stderr
+    assert "Xorg" not in done.stdout
+
+
 # --- on the box itself, with a newer Ansible than this computer's -----------------------------------------------------
 
 CHECKOUT = ("playbooks", "runner", "dashboard", "requirements", "pyproject.toml")
@@ -137,7 +161,7 @@ ASKED = """
   gather_facts: false
   vars:
     role_a_restart_reasons: [the driver is another one]
-  roles: [restart]
+  roles: [preflight, plan, restart]
   post_tasks:
     - name: Go on
       ansible.builtin.debug:
@@ -172,11 +196,25 @@ def test_over_ssh_it_restarts_when_no_job_runs(a_host: Callable[..., Box], tmp_p
     assert host.boot_id() == boot
 
     said = run()
-    assert "It waits, since jobs run: gpubox-job-7-1.service" in said
+    assert "It waits, since jobs run or GPUs are in use: gpubox-job-7-1.service. " in said
     assert "went on" not in said
     assert host.run("systemctl is-active gpubox gpubox-job-7-1") == "active\nactive\n"
     assert host.boot_id() == boot
     host.run("systemctl stop gpubox-job-7-1")
+
+    host.run("touch /dev/nvidia0; systemd-run --quiet --unit training sh -c 'exec 3</dev/nvidia0; sleep infinity'")
+    tools.wait_until(lambda: "sleep" in host.run("ps -o comm= -C sleep,sh"))
+    said = run()
+    assert re.search(r"since jobs run or GPUs are in use: sh \(\d+\), sleep \(\d+\)\. ", said)
+    assert host.run("systemctl is-active gpubox training") == "active\nactive\n"
+    host.run("systemctl stop training")
+
+    host.run("mv $(command -v shutdown) /root/")
+    said = run(code=2)
+    assert re.search("The restart failed: .* The queue starts jobs again. Restart when it suits you", said)
+    assert host.run("systemctl is-active gpubox") == "active\n"
+    assert host.boot_id() == boot
+    host.run("mv /root/shutdown /usr/sbin/")
     assert "went on" in run()
     assert host.boot_id() != boot
     assert host.run("systemctl is-active gpubox") == "active\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gpubox_decision import bill, in_use, names, offers, plan, simulation, versions
+from gpubox_decision import bill, in_use, names, offers, plan, simulation, users, versions
 
 
 class FilterModule:
@@ -22,4 +22,5 @@ class FilterModule:
             "gpubox_simulation": simulation,
             "gpubox_bill": bill,
             "gpubox_in_use": in_use,
+            "gpubox_users": users,
         }

@@ -8,13 +8,13 @@ from typing import Any
 from gpubox_decision.bill import bill, offers, simulation, versions
 from gpubox_decision.cards import cards_of, need_of
 from gpubox_decision.choices import choices_of
-from gpubox_decision.driver import decide, in_use
+from gpubox_decision.driver import decide, in_use, users
 from gpubox_decision.packages import exact_headers, exact_module, image, installed_branch
 from gpubox_decision.sources import no_components, sources
 from gpubox_decision.stack import containers, cuda, notices, python, sizes, torch
 from gpubox_decision.tables import Facts, Wishes
 
-__all__ = ["DEFAULTS", "bill", "in_use", "names", "offers", "plan", "simulation", "versions"]
+__all__ = ["DEFAULTS", "bill", "in_use", "names", "offers", "plan", "simulation", "users", "versions"]
 
 DEFAULTS: Wishes = {
     "driver_source": "auto",  # auto, ubuntu-signed, ubuntu-dkms, debian, nvidia, mirror, none

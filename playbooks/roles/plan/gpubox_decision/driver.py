@@ -239,13 +239,18 @@ def _held(source: str | None) -> list[str]:
     return [*HELD, *(HELD_WITH_KERNEL if source == "ubuntu-signed" else ())]
 
 
+def users(facts: Facts) -> list[str]:
+    """Who computes on a GPU, with its number."""
+    return [f"{one['name']} ({one['pid']})" for one in facts["driver"]["holders"] if one["name"] not in NO_JOBS]
+
+
 def in_use(facts: Facts, packages: Sequence[str], remove: Sequence[str]) -> list[dict[str, str]]:
     """Never a driver out from under a job."""
-    holders = [one for one in facts["driver"]["holders"] if one["name"] not in NO_JOBS]
+    holders = users(facts)
     changes = set(packages) - set(facts["installs"]["packages"]) or remove
     if not holders or not changes or not facts["driver"]["version"]:
         return []
-    named = series([f"{one['name']} ({one['pid']})" for one in holders[:4]])
+    named = series(holders[:4])
     return [
         problem(
             "driver-in-use",
