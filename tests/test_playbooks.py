@@ -252,6 +252,21 @@ def test_the_way_back_restores_what_was_before_the_first_change(tmp_path: Path, 
     assert not place.exists()
 
 
+def test_a_change_that_was_taken_back_is_not_confirmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded = module("gpubox_guarded")
+    monkeypatch.setattr(guarded, "PLACE", str(tmp_path / "kept"))
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "systemctl").write_text('#!/bin/sh\n[ "$1" = stop ] || [ "$3" = gpubox-revert-slow.service ]\n')
+    (programs / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    for name in ("ssh", "slow", "old"):
+        guarded.save(str(tmp_path / name), f"{guarded.PLACE}/{name}", "true")
+    assert guarded.confirm(["ssh", "firewall", "slow"]) == ["firewall", "slow"]
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["slow"], "what is being taken back goes on"
+    assert guarded.confirm([]) == [], "of former runs it says nothing"
+
+
 # --- on hosts --------------------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,11 @@ options:
     description: How long a confirmation is waited for.
     type: int
     default: 300
+  armed:
+    description: With O(state=confirmed), the names of what was changed. It fails where that was taken back already.
+    type: list
+    elements: str
+    default: []
 author: gpubox
 """
 
@@ -135,9 +140,29 @@ def stop_timer(name: str) -> None:
     subprocess.run(("systemctl", "stop", f"gpubox-revert-{name}.timer"), stderr=subprocess.DEVNULL, check=False)
 
 
+def taken_back(name: str) -> bool:
+    """Whether the timer was faster. It is stopped by now; what it began goes on, and removes its place at the end."""
+    unit = f"gpubox-revert-{name}.service"
+    going = subprocess.run(("systemctl", "is-active", "--quiet", unit), check=False).returncode == 0
+    return going or not os.path.exists(f"{PLACE}/{name}/revert")
+
+
 def disarm(name: str) -> None:
     stop_timer(name)
     shutil.rmtree(f"{PLACE}/{name}", ignore_errors=True)
+
+
+def confirm(armed: list[str]) -> list[str]:
+    """-> what was taken back before."""
+    waiting = os.listdir(PLACE) if os.path.isdir(PLACE) else []
+    late = []
+    for name in sorted({*waiting, *armed}):
+        stop_timer(name)
+        if not taken_back(name):
+            disarm(name)
+        elif name in armed:
+            late.append(name)
+    return late
 
 
 def change(
@@ -173,6 +198,7 @@ def main() -> None:
             "apply": text,
             "revert": text,
             "seconds": {"type": "int", "default": 300},
+            "armed": {"type": "list", "elements": "str", "default": []},
         },
         required_if=[
             ("state", "present", ("name", "path", "content", "apply")),
@@ -182,9 +208,12 @@ def main() -> None:
     )
     asked = module.params
     if asked["state"] == "confirmed":
-        if not module.check_mode:
-            for name in os.listdir(PLACE) if os.path.isdir(PLACE) else ():
-                disarm(name)
+        late = [] if module.check_mode else confirm(asked["armed"])
+        if late:
+            module.fail_json(
+                msg=f"{', '.join(late)}: the box took the change back before it was confirmed, and is as it was. Run "
+                "this again, and have the box wait longer: --extra-vars gpubox_revert_seconds=900"
+            )
         module.exit_json(changed=False)
     was, content = content_of(asked["path"]), asked["content"] if asked["state"] == "present" else None
     if was == content:
