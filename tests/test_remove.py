@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import tools
+import yaml
 from bed.box import Box
 from hosts import a_host, bed_run  # noqa: F401
 from test_playbooks import PLAYBOOKS, Owner, module
@@ -145,6 +146,94 @@ def test_a_file_is_as_it_was(removal: ModuleType, tmp_path: Path, was: str, now:
     assert removal.same_file(str(path), before)
     assert module("gpubox_receipt").before("files", str(path)) == before
     assert [one.name for one in path.parent.iterdir()] == ([] if was == "nothing" else ["rule"])
+
+
+@pytest.mark.parametrize("since", ["nothing", "an edit", "never told", "as it was", "gone", "a run that failed"])
+def test_what_the_owner_wrote_since_is_kept_beside(
+    removal: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: str
+) -> None:
+    receipt, path, book = module("gpubox_receipt"), tmp_path / "etc/rule", tmp_path / "gpubox/receipt.json"
+    monkeypatch.setattr(removal, "KEPT", str(tmp_path / "kept"))
+    path.parent.mkdir()
+    book.parent.mkdir()
+    path.write_text("the owner's\n")
+    items = [{"kind": "file", "name": str(path), "before": receipt.before("files", str(path))}]
+    path.write_text("ours\n")
+    items = receipt.marked(items, [], written=since != "never told")
+    if since == "an edit":
+        path.write_text("the owner's, too\n")
+        assert receipt.marked(items, [], written=True) == items, "a run that does not write it changes nothing"
+    elif since == "as it was":
+        path.write_text("the owner's\n")
+    elif since == "gone":
+        path.unlink()
+    elif since == "a run that failed":
+        items = receipt.marked(items, [str(path)], written=False)
+    now = path.read_text() if path.exists() else ""
+    kept = [f"{tmp_path}/kept{path}"] if since in ("an edit", "never told", "a run that failed") else []
+    for doing in (False, True):
+        found = removal.Removal({"items": items}, str(book), False, False, [], doing=doing)
+        found.restore_files()
+        assert [step.split()[-1] for step in found.steps if step.startswith("copy")] == kept
+        assert [note.split()[-1] for note in found.notes] == kept
+    assert path.read_text() == "the owner's\n"
+    assert [Path(copy).read_text() for copy in kept] == [now] * len(kept)
+    if kept:
+        assert removal.place_for(str(path)) == f"{kept[0]}~"
+        assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o700
+
+
+OURS_IN_DOCKER = {"ip": "127.0.0.1", "features": {"cdi": True}}
+
+
+@pytest.mark.parametrize(
+    ("was", "since", "then"),
+    [
+        (None, {}, None),
+        (None, {"data-root": "/srv"}, {"data-root": "/srv"}),
+        (None, {"ip": "0.0.0.0"}, {"ip": "0.0.0.0"}),
+        (None, {"features": {"cdi": True, "buildkit": True}}, {"features": {"buildkit": True}}),
+        (None, "gone", None),
+        (None, "{", "{"),
+        ({"ip": "127.0.0.1"}, {}, {"ip": "127.0.0.1"}),
+        ({"log-driver": "local"}, {"data-root": "/srv"}, {"log-driver": "local", "data-root": "/srv"}),
+        ({"features": {}}, {"data-root": "/srv"}, {"features": {}, "data-root": "/srv"}),
+        ({"features": None}, {"features": None, "a": 1}, {"features": None, "a": 1}),
+    ],
+)
+def test_docker_keeps_what_the_owner_wrote(
+    removal: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: object, since: object, then: object
+) -> None:
+    path, book = tmp_path / "daemon.json", tmp_path / "etc/receipt.json"
+    book.parent.mkdir()
+    monkeypatch.setattr(removal, "DOCKER", str(path))
+    if was is not None:
+        path.write_text(json.dumps(was))
+    items = [{"kind": "file", "name": str(path), "before": module("gpubox_receipt").before("files", str(path))}]
+    if isinstance(since, dict):
+        path.write_text(json.dumps({**OURS_IN_DOCKER, **(was if isinstance(was, dict) else {}), **since}))
+    elif since != "gone":
+        path.write_text(str(since))
+    if path.exists():
+        path.chmod(0o640)
+    items = module("gpubox_receipt").marked(items, [], written=True)
+    found = removal.Removal({"items": items}, str(book), False, False, [], doing=True)
+    found.restore_files()
+    if then is None:
+        assert not path.exists()
+    else:
+        assert path.read_text() == then if isinstance(then, str) else json.loads(path.read_text()) == then
+    if then not in (was, None):
+        assert path.stat().st_mode & 0o777 == 0o640
+        assert str(path) not in found.gone
+        assert len(found.notes) == 1
+
+
+def test_what_is_taken_out_of_dockers_settings_is_what_was_added(removal: ModuleType) -> None:
+    told = yaml.safe_load((PLAYBOOKS / "roles/containers/vars/main.yml").read_text())["containers_docker_defaults"]
+    assert removal.DOCKERS == OURS_IN_DOCKER
+    assert all(f"'{key}': " in told for key in ("ip", "features", "cdi"))
+    assert "127.0.0.1" in told
 
 
 ADDED = """\

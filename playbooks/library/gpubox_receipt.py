@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import grp
+import hashlib
 import json
 import os
 import pwd
@@ -23,6 +24,9 @@ description:
   - Packages, users, groups and memberships that are there already are not recorded, since nothing will be undone.
   - An entry is {kind, name, before, role, at}. C(before) is null for what was not there; for a file its content
     (base64), mode and owners; for a folder its mode and owners; for a unit how it was enabled and whether it ran.
+  - O(written) comes last of all, and adds C(written) to each file's entry, what is in it by then (sha256, or where a
+    link leads). A role that names a file again takes that back, since it is about to write. So remove.yml knows what
+    the owner changed since.
   - The first time, all installed packages are remembered, so that what later comes along with ours is told apart.
 options:
   role:
@@ -74,6 +78,10 @@ options:
     type: list
     elements: str
     default: []
+  written:
+    description: Says that the roles have written what they were about to write.
+    type: bool
+    default: false
   path:
     description: The receipt.
     type: path
@@ -224,6 +232,28 @@ def news(receipt: dict[str, object], wanted: dict[str, list[str]], role: str, no
     return found
 
 
+def mark(path: str) -> str | None:
+    """What tells whether it is still what it was; gpubox_removal has the same."""
+    if os.path.islink(path):
+        return f"link {os.readlink(path)}"
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return None
+
+
+def marked(items: list[dict[str, object]], files: list[str], written: bool) -> list[dict[str, object]]:
+    """The same, without what the named files were, for they are about to be written; at the end with what they are."""
+    found = []
+    for item in items:
+        named = item["kind"] == "file" and item["name"] in files
+        found.append({key: value for key, value in item.items() if key != "written" or not named})
+        if written and item["kind"] == "file" and "written" not in found[-1]:
+            found[-1]["written"] = mark(item["name"])
+    return found
+
+
 def main() -> None:
     from ansible.module_utils.basic import AnsibleModule
 
@@ -231,6 +261,7 @@ def main() -> None:
     module = AnsibleModule(
         {
             "role": {"type": "str", "required": True},
+            "written": {"type": "bool", "default": False},
             "path": {"type": "path", "default": "/etc/gpubox/receipt.json"},
             **{kind: {**listed, "elements": "path" if kind in PATHS else "str"} for kind in KINDS},
         },
@@ -239,8 +270,9 @@ def main() -> None:
     asked = module.params
     receipt = read(asked["path"])
     added = news(receipt, asked, asked["role"], time.time())
-    if added and not module.check_mode:
-        write(asked["path"], {**receipt, "items": receipt["items"] + added})
+    items = marked(receipt["items"] + added, asked["files"], asked["written"])
+    if items != receipt["items"] and not module.check_mode:
+        write(asked["path"], {**receipt, "items": items})
     module.exit_json(changed=bool(added), added=[f"{item['kind']} {item['name']}" for item in added])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import functools
 import grp
+import hashlib
 import json
 import os
 import pwd
@@ -66,7 +67,9 @@ jobs:
   returned: always
   type: list
 doors:
-  description: Files that decide who may come in over ssh, with the content that they had; null for none.
+  description: >-
+    Files that decide who may come in over ssh, with the content that they had, null for none; and in copy where they
+    are to be kept as they are now, which is empty where nothing would be lost.
   returned: always
   type: list
 """
@@ -74,6 +77,9 @@ doors:
 UNITS = "/etc/systemd/system/"
 UNIT = re.compile(r"\.(service|socket|timer|path|slice|target|mount)$")
 SSH = "/etc/ssh/"
+KEPT = "/var/backups/gpubox"  # what the owner changed of a file of ours
+DOCKER = "/etc/docker/daemon.json"
+DOCKERS = {"ip": "127.0.0.1", "features": {"cdi": True}}  # what role containers adds to it
 THE_WAY_IN = ("ssh.service", "ssh.socket", "sshd.service")  # started when they should be, never stopped
 KERNEL = re.compile(r"linux-(image|modules)-(unsigned-|extra-)?\d")  # one that came with us may be the one that runs
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l", "LC_ALL": "C"}
@@ -93,7 +99,7 @@ TOLD = (
     ("/etc/default/grub", ("update-grub",)),
     ("/usr/local/share/ca-certificates/", ("update-ca-certificates", "--fresh")),
     ("/etc/ld.so.conf.d/", ("ldconfig",)),
-    ("/etc/docker/daemon.json", ("systemctl", "try-reload-or-restart", "docker.service")),
+    (DOCKER, ("systemctl", "try-reload-or-restart", "docker.service")),
 )
 
 
@@ -228,9 +234,72 @@ def same_file(path: str, was: dict[str, object] | None) -> bool:
         return same_owner(path, was) and file.read() == base64.b64decode(was["content"])
 
 
+def mark(path: str) -> str | None:
+    """As gpubox_receipt makes it."""
+    if os.path.islink(path):
+        return f"link {os.readlink(path)}"
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return None
+
+
+def loses(item: dict[str, object]) -> bool:
+    """Whether something would be lost with this file: it is neither as we wrote it nor as it was, as far as we know."""
+    now, was = mark(item["name"]), item["before"]
+    content = hashlib.sha256(base64.b64decode(was["content"])).hexdigest() if was and "content" in was else None
+    former = f"link {was['link']}" if was and "link" in was else content
+    return now is not None and now not in (item.get("written"), former)
+
+
+def place_for(path: str) -> str:
+    """No copy replaces another."""
+    place = f"{KEPT}{path}"
+    while os.path.lexists(place):
+        place += "~"
+    return place
+
+
+def keep(path: str, place: str) -> None:
+    os.makedirs(KEPT, mode=0o700, exist_ok=True)
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    shutil.copy2(path, place, follow_symlinks=False)
+
+
+def without(now: dict[str, object], was: dict[str, object], ours: dict[str, object]) -> dict[str, object]:
+    """now, without those keys of ours that still say what we said, and were not there before."""
+    found = dict(now)
+    for key, value in ours.items():
+        if isinstance(value, dict) and isinstance(now.get(key), dict) and isinstance(was.get(key, {}), dict):
+            found[key] = without(now[key], was.get(key, {}), value)
+            gone = not found[key]
+        else:
+            gone = now.get(key) == value
+        if gone and key in now and key not in was:
+            del found[key]
+    return found
+
+
+def settings(text: str) -> dict[str, object]:
+    found = json.loads(text) if text.strip() else {}
+    if not isinstance(found, dict):
+        raise ValueError("it holds no settings")
+    return found
+
+
+def text_of(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
 def same_owner(path: str, was: dict[str, object]) -> bool:
+    return owner_of(path) == {key: was[key] for key in ("mode", "uid", "gid")}
+
+
+def owner_of(path: str) -> dict[str, object]:
     found = os.lstat(path)
-    return (f"{found.st_mode & 0o7777:04o}", found.st_uid, found.st_gid) == (was["mode"], was["uid"], was["gid"])
+    return {"mode": f"{found.st_mode & 0o7777:04o}", "uid": found.st_uid, "gid": found.st_gid}
 
 
 def own(path: str, was: dict[str, object]) -> None:
@@ -396,16 +465,48 @@ class Removal:
 
     def restore_files(self) -> None:
         told = []
-        for path, was in self.items("file"):
+        for item in [one for one in self.receipt["items"] if one["kind"] == "file"]:
+            path, was = item["name"], item["before"]
             told += [words for place, words in TOLD if path.startswith(place) and words not in told]
+            if path == DOCKER and self.loosen_docker(path, was):
+                continue
             self.gone |= {path} if was is None else set()
-            if not same_file(path, was):
-                words = f"remove {path}" if was is None else f"restore {path}"
-                self.step(words, functools.partial(restore_file, path, was))
+            if same_file(path, was):
+                continue
+            if loses(item) and not path.startswith(f"{os.path.dirname(self.path)}/"):
+                place = place_for(path)
+                self.step(f"copy {path} to {place}", functools.partial(keep, path, place))
+                self.notes.append(f"{path} may hold what you wrote, since it is not as gpubox left it: see {place}")
+            words = f"remove {path}" if was is None else f"restore {path}"
+            self.step(words, functools.partial(restore_file, path, was))
         for words in told:  # also when no file differs any more: an interrupted run got so far, and told nobody
             if shutil.which(words[0]):
                 self.step(" ".join(words), functools.partial(do, *words))
         self.strike("file")
+
+    def loosen_docker(self, path: str, was: dict[str, object] | None) -> bool:
+        """The file is the owner's, and some keys in it are ours. -> whether that is all there is to do."""
+        if not os.path.lexists(path):
+            return True  # its owner took it away
+        if os.path.islink(path) or (was is not None and "link" in was):
+            return False
+        try:
+            former = settings(base64.b64decode(was["content"]).decode()) if was else {}
+            now = settings(text_of(path))
+        except ValueError as error:
+            self.notes.append(f"{path} stays as it is: {error}. gpubox added {json.dumps(DOCKERS)}")
+            return True
+        rest = without(now, former, DOCKERS)
+        if rest == former:
+            return False  # nothing of the owner's came since
+        if rest != now:
+            with_owner = {
+                "content": base64.b64encode(f"{json.dumps(rest, indent=2)}\n".encode()).decode(),
+                **owner_of(path),
+            }
+            self.step(f"take out of {path} what gpubox added", functools.partial(restore_file, path, with_owner))
+        self.notes.append(f"{path} keeps what you wrote there")
+        return True
 
     def open_ufw(self) -> None:
         """What base added to a firewall of the owner's carries our name."""
@@ -584,7 +685,11 @@ def main() -> None:
         module.exit_json(changed=False, steps=[], notes=["Nothing of gpubox is here."], jobs=[], doors=[])
     jobs = unfinished_jobs(asked["data"])
     doors = [
-        {"path": one["name"], "content": one["before"] and base64.b64decode(one["before"]["content"]).decode()}
+        {
+            "path": one["name"],
+            "content": one["before"] and base64.b64decode(one["before"]["content"]).decode(),
+            "copy": place_for(one["name"]) if loses(one) else "",
+        }
         for one in receipt["items"]
         if one["kind"] == "file" and one["name"].startswith(SSH) and not same_file(one["name"], one["before"])
     ]
