@@ -281,6 +281,27 @@ def test_what_is_the_owners_is_kept_with_those_it_belongs_to(removal: ModuleType
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == ["shared"]
 
 
+def test_containers_of_an_engine_that_would_go_are_named(removal: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"docker": "train (pytorch:2)\ndb (postgres)", "podman": "web (caddy)", "systemctl": "active"}
+    asked = []
+
+    def said(*words: str) -> str:
+        asked.append(words[0])
+        return told[words[0]]
+
+    monkeypatch.setattr(removal, "said", said)
+    assert removal.containers({"docker-ce"}) == [
+        "the container train (pytorch:2) of docker",
+        "the container db (postgres) of docker",
+    ]
+    assert removal.containers({"podman"}) == ["the container web (caddy) of podman"]
+    assert removal.containers({"git"}) == [], "the owner's engine stays, with what runs in it"
+    told["systemctl"] = "inactive"
+    asked.clear()
+    assert removal.containers({"docker-ce"}) == []
+    assert asked == ["systemctl"]
+
+
 # --- on hosts --------------------------------------------------------------------------------------------------------
 
 

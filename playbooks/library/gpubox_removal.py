@@ -25,14 +25,17 @@ module: gpubox_removal
 short_description: Undoes what the receipt lists
 description:
   - In check mode it says what it would do, and changes nothing.
-  - Fails, with the names of the jobs, before it changes anything while jobs run or wait, unless O(anyway) is true.
+  - Fails, with the names of the jobs, before it changes anything while jobs run or wait, unless O(anyway) is true. So
+    it does while containers run in an engine that would go.
 options:
   data:
-    description: Removes what the owner made, too; the shared data and the queue with its results.
+    description: >-
+      Removes what the owner made, too; the shared data, the queue with its results, conda's environments, and images,
+      containers and volumes of an engine that came with gpubox.
     type: bool
     default: false
   anyway:
-    description: Ends jobs that run.
+    description: Ends jobs and containers that run.
     type: bool
     default: false
   spared:
@@ -63,7 +66,7 @@ notes:
   returned: always
   type: list
 jobs:
-  description: The jobs that run or wait.
+  description: The jobs that run or wait, and the containers that run.
   returned: always
   type: list
 doors:
@@ -213,6 +216,19 @@ def unfinished_jobs(data: bool) -> list[str]:
     if data and os.path.exists(f"{UNITS}gpubox.service"):
         running.append("any that wait: the queue does not answer (journalctl --unit gpubox)")
     return running
+
+
+def containers(packages: set[str]) -> list[str]:
+    """What runs in an engine that would go, of root's. Asking docker would start it, where it does not run."""
+    found = []
+    for engine, package in (("docker", "docker-ce"), ("podman", "podman")):
+        if package not in packages or (
+            engine == "docker" and said("systemctl", "is-active", "docker.service") != "active"
+        ):
+            continue
+        names = said(engine, "ps", "--format", "{{.Names}} ({{.Image}})").splitlines()
+        found += [f"the container {name} of {engine}" for name in names]
+    return found
 
 
 def running_units() -> list[str]:
@@ -683,7 +699,8 @@ def main() -> None:
             receipt = json.load(file)
     except FileNotFoundError:
         module.exit_json(changed=False, steps=[], notes=["Nothing of gpubox is here."], jobs=[], doors=[])
-    jobs = unfinished_jobs(asked["data"])
+    brought = {one["name"] for one in receipt["items"] if one["kind"] == "package"}
+    jobs = unfinished_jobs(asked["data"]) + containers(brought)
     doors = [
         {
             "path": one["name"],
