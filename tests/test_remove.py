@@ -281,8 +281,17 @@ def test_what_is_the_owners_is_kept_with_those_it_belongs_to(removal: ModuleType
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == ["shared"]
 
 
-def test_containers_of_an_engine_that_would_go_are_named(removal: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"docker": "train (pytorch:2)\ndb (postgres)", "podman": "web (caddy)", "systemctl": "active"}
+def test_containers_of_an_engine_that_would_go_are_named(
+    removal: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"docker": "train (pytorch:2)\ndb (postgres)", "systemctl": "active"}
+    for pid, words in {
+        "7": "/usr/bin/conmon --api-version 1 -c 1f -n web -s",
+        "8": "nano conmon -n x",
+        "9": "",
+    }.items():
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "cmdline").write_text("".join(f"{word}\0" for word in words.split()))
     asked = []
 
     def said(*words: str) -> str:
@@ -294,7 +303,7 @@ def test_containers_of_an_engine_that_would_go_are_named(removal: ModuleType, mo
         "the container train (pytorch:2) of docker",
         "the container db (postgres) of docker",
     ]
-    assert removal.containers({"podman"}) == ["the container web (caddy) of podman"]
+    assert removal.containers({"podman"}, str(tmp_path)) == ["the container web of podman"]
     assert removal.containers({"git"}) == [], "the owner's engine stays, with what runs in it"
     told["systemctl"] = "inactive"
     asked.clear()

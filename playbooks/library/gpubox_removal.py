@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import glob
 import grp
 import hashlib
 import json
@@ -218,17 +219,28 @@ def unfinished_jobs(data: bool) -> list[str]:
     return running
 
 
-def containers(packages: set[str]) -> list[str]:
-    """What runs in an engine that would go, of root's. Asking docker would start it, where it does not run."""
+def containers(packages: set[str], proc: str = "/proc") -> list[str]:
+    """What runs in an engine that goes. To look changes nothing: `podman ps` writes, `docker ps` may start docker."""
     found = []
-    for engine, package in (("docker", "docker-ce"), ("podman", "podman")):
-        if package not in packages or (
-            engine == "docker" and said("systemctl", "is-active", "docker.service") != "active"
-        ):
-            continue
-        names = said(engine, "ps", "--format", "{{.Names}} ({{.Image}})").splitlines()
-        found += [f"the container {name} of {engine}" for name in names]
+    if "docker-ce" in packages and said("systemctl", "is-active", "docker.service") == "active":
+        names = said("docker", "ps", "--format", "{{.Names}} ({{.Image}})").splitlines()
+        found += [f"the container {name} of docker" for name in names]
+    if "podman" in packages:
+        found += [f"the container {name} of podman" for name in conmons(proc)]
     return found
+
+
+def conmons(proc: str) -> list[str]:
+    """The names of podman's containers, whoever's: each has a program beside it, conmon, that knows its name."""
+    found = []
+    for path in glob.glob(f"{proc}/[0-9]*/cmdline"):
+        try:
+            words = text_of(path).split("\0")
+        except OSError:
+            continue
+        if os.path.basename(words[0]) == "conmon" and "-n" in words[:-1]:
+            found.append(words[words.index("-n") + 1])
+    return sorted(found)
 
 
 def running_units() -> list[str]:
