@@ -246,8 +246,8 @@ def test_everybody_has_conda_and_uv(stack: Stack) -> None:
     assert stack.host.run("su - ada -c 'echo $conda_was_here$CONDA_PREFIX$LD_LIBRARY_PATH'") == "yes\n"
     assert {
         ("package", "python3-venv"),
-        ("folder", "/opt/uv"),
-        ("folder", "/opt/miniforge3"),
+        ("tree", "/opt/uv"),
+        ("data", "/opt/miniforge3"),
         ("file", "/usr/local/bin/conda"),
         ("file", "/usr/local/bin/uv"),
         ("file", "/etc/profile.d/gpubox-conda.sh"),
