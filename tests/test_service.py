@@ -166,7 +166,10 @@ def test_a_job_is_not_disturbed_by_another_version(owner: Owner, tmp_path: Path)
     job = say(owner, f"runner submit -d --base -- sh -c {shlex.quote(script)}").split()[-1]
     wait_until(lambda: "running" in say(owner, "runner ps"), 20)
     first = owner.host.run("ls /opt/gpubox").strip()
-    owner.host.run("cd /opt/gpubox; mkdir older old; touch old*/requirements.txt; touch -d 2020-01-01 older/*")
+    owner.host.run(
+        "cd /opt/gpubox; mkdir older old; touch older/requirements.txt old/requirements.txt;"
+        "touch -d 2020-01-01 older/requirements.txt"
+    )
     done = owner.run(another(tmp_path, 1))
     assert done.returncode == 0, done.stdout[-6000:]
     assert {first, "old"} < set(owner.host.run("ls /opt/gpubox").split())

@@ -48,7 +48,8 @@ def files() -> list[str]:
 
 def units() -> list[str]:
     """How each starts, and what is loaded now; not the processes of a session, devices or what ran once."""
-    lines = [f"unit {' '.join(line.split())}" for line in said("systemctl", "list-unit-files", "--no-legend")]
+    known = said("systemctl", "list-unit-files", "--no-legend")
+    lines = [f"unit {' '.join(line.split())}" for line in known if not line.startswith("session-")]
     for line in said("systemctl", "list-units", "--all", "--plain", "--no-legend"):
         name, loaded, active = line.split()[:3]
         if not name.endswith((".scope", ".device", ".mount")) and "@" not in name:
