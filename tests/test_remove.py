@@ -365,7 +365,7 @@ def test_a_removed_box_is_what_it_was(a_host: Callable[..., Box], tmp_path: Path
     # What needs a newer version of something has it upgraded, and that stays: so all is new before.
     host.run(f"{sudo}apt-get update -qq; {sudo}DEBIAN_FRONTEND=noninteractive apt-get upgrade --quiet --yes")
     before = inventory(host)
-    owner.setup(*(("--extra-vars", "gpubox_containers=podman") if suite == "trixie" else ()))
+    owner.setup()
     host.run(f"mkdir project; cd project; {sudo}runner submit --base -- sh -c 'echo 1 >$RUNNER_OUT/x'")
 
     job = host.run(f"cd project; {sudo}runner submit -d --base -- sleep 600").split()[-1]
