@@ -19,7 +19,7 @@ import pytest
 import runner
 from runner import cli, errors, model, words
 from runner.box.gpus import watch
-from runner.cli import complete, gpus, jobs, options, output, show, values
+from runner.cli import complete, gpus, jobs, options, output, show, submit, values
 
 HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(runner.__file__)))
 
@@ -1397,3 +1397,15 @@ def test_a_reader_that_leaves_is_no_error(box, home, arguments):
     err = process.stderr.read()
     process.stderr.close()
     assert (process.returncode, err) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("named", "told"), [("{link}", "{link}"), ("/gone/{link}", "{real}"), ("/", "{real}"), ("", "{real}")]
+)
+def test_a_folder_is_called_as_the_shell_calls_it_when_that_is_true(monkeypatch, tmp_path, named, told):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    monkeypatch.chdir(real)
+    monkeypatch.setenv("PWD", named.format(link=link))
+    assert submit._current_directory() == told.format(real=os.path.realpath(real), link=link)

@@ -178,10 +178,13 @@ def _current_directory() -> str:
     """As the shell calls it, with its symbolic links, when that is true."""
     try:
         real = os.getcwd()
-        named = os.environ.get("PWD", "")
-        return named if named.startswith("/") and os.path.samefile(named, real) else real
     except OSError:
         raise errors.NotFound("the current directory is gone", "`cd` into one that exists") from None
+    named = os.environ.get("PWD", "")
+    try:
+        return named if named.startswith("/") and os.path.samefile(named, real) else real
+    except OSError:  # it names another place, which is gone, or which we may not see
+        return real
 
 
 def _root(path: str) -> str:
