@@ -170,15 +170,16 @@ def test_a_job_is_not_disturbed_by_another_version(owner: Owner, tmp_path: Path)
         "cd /opt/gpubox; mkdir older old; touch older/requirements.txt old/requirements.txt;"
         "touch -d 2020-01-01 older/requirements.txt"
     )
-    done = owner.run(another(tmp_path, 1))
+    further = another(tmp_path, 1)
+    done = owner.run(further)
     assert done.returncode == 0, done.stdout[-6000:]
     assert {first, "old"} < set(owner.host.run("ls /opt/gpubox").split())
     assert "older" not in owner.host.run("ls /opt/gpubox").split()
     assert "running" in say(owner, "runner ps")
     owner.host.run(f"touch /var/lib/gpubox/jobs/{job}/out/go")
     say(owner, f"runner wait {job}", code=5)
-    assert owner.run(another(tmp_path, 1)).returncode == 0
-    assert "changed=0" in owner.run(another(tmp_path / "again", 1)).stdout
+    assert owner.run(further).returncode == 0
+    assert "changed=0" in owner.run(further).stdout
     owner.setup()
     assert len(owner.host.run("ls /opt/gpubox").split()) == 2, "this one, and the one before"
 
