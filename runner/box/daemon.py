@@ -228,7 +228,8 @@ class Daemon:
         """Environments of the jobs that wait, and work trees for the next few that could start."""
         queued: Sequence[Job] = self.book.queued
         if self.paused() is not None:
-            queued = [job for job in queued if job.uid == self._proves()]
+            proves = self._proves()  # asks the disk: once, not for each job that waits
+            queued = [] if proves is None else [job for job in queued if job.uid == proves]
         if not queued:
             return
         missing = self.preparation.words(self.book.environments)
