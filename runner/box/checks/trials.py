@@ -18,6 +18,7 @@ from runner import paths
 from runner.box.checks import adder
 from runner.box.checks.computer import Computer, Said
 from runner.box.checks.cuda import last_object
+from runner.words import FINISHED, QUEUED
 
 CUDA_LIMIT = 60.0  # seconds: a driver that was asleep, and eight cards to wake
 CONTAINER_LIMIT = 60.0
@@ -26,7 +27,6 @@ BUILDING = "environment"  # in what the queue says of a job that waits for its o
 ASK = 20.0  # for a command of `runner` that only asks, also on a computer that has much to do
 KNOCK = 10.0  # for the launcher
 ADDER = os.path.abspath(adder.__file__)
-DONE = ("succeeded", "failed", "cancelled", "timed_out", "out_of_memory", "lost")
 
 
 def add(computer: Computer, cards: Sequence[str]) -> tuple[dict[str, Any] | None, Said]:
@@ -124,17 +124,17 @@ class Queue:
                 return Ran("", taken.out + taken.err, taken.last)
             state, why, waits = "", "", ""
             try:
-                while (left := began + limit - time.monotonic()) > 0 and state not in DONE:
+                while (left := began + limit - time.monotonic()) > 0 and state not in FINISHED:
                     for_now = max(1.0, min(left, JOB_LIMIT))
                     self._say(folder, for_now + ASK, "wait", "--quiet", "--timeout", f"{for_now:.0f}", job)
                     state, why = self._state(folder, job)
-                    waits = "" if state in DONE else self._say(folder, ASK, "why", job).out.strip()
-                    if state == "queued" and BUILDING not in waits:
+                    waits = "" if state in FINISHED else self._say(folder, ASK, "why", job).out.strip()
+                    if state == QUEUED and BUILDING not in waits:
                         break
             finally:
-                if state not in DONE:
+                if state not in FINISHED:
                     self._say(folder, ASK, "cancel", job)
-            if state not in DONE:
+            if state not in FINISHED:
                 return Ran("waiting", "", waits or "it did not end")
             return Ran(state, self._say(folder, ASK, "logs", job).out, why)
 
