@@ -426,6 +426,7 @@ ENDS = """---
   hosts: all
   connection: local
   gather_facts: false
+  vars: {ansible_python_interpreter: /usr/bin/python3}
   roles: [restart, verify]
 """
 

@@ -87,6 +87,20 @@ def test_the_example_of_an_inventory_is_one() -> None:
     assert named <= known
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("line", "python"), [("", "/usr/bin/python3"), (" ansible_python_interpreter=/opt/py", "/opt/py")]
+)
+def test_a_box_is_worked_on_with_its_distributions_python_unless_its_line_says_another(
+    checkout: Path, line: str, python: str
+) -> None:
+    (checkout / "inventory.ini").write_text(f"[boxes]\nbox ansible_connection=local{line}\n")
+    done = ansible(
+        "ansible-inventory", "-i", "inventory.ini", "--playbook-dir", "playbooks", "--host", "box", folder=checkout
+    )
+    assert json.loads(done.stdout)["ansible_python_interpreter"] == python, done.stderr
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_a_roles_defaults_are_what_its_specification_says(role: str) -> None:
     text = (PLAYBOOKS / "roles" / role / "defaults/main.yml").read_text()

@@ -116,7 +116,7 @@ class Stack:
         (place / "box.ini").write_text(host.inventory)
         (place / "ansible.cfg").write_text(
             f"[defaults]\nroles_path = {PLAYBOOKS}/roles\nlibrary = {PLAYBOOKS}/library\n"
-            "interpreter_python = auto_silent\n[connection]\npipelining = true\n"
+            "interpreter_python = /usr/bin/python3\n[connection]\npipelining = true\n"
         )
         for name, roles in {"stack": ROLES, **{role: (role,) for role in ROLES}}.items():
             play = {"hosts": "boxes", "gather_facts": False, "roles": ["preflight", "plan", *roles]}
