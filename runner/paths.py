@@ -64,6 +64,10 @@ class StateDir(str):
         return f"{self}/events.sock"  # supervisors hint here that something changed
 
     @property
+    def certificate(self) -> str:
+        return f"{self}/certificate"  # a folder; the box's own key and certificate are in it
+
+    @property
     def ballast(self) -> str:
         return f"{self}/ballast"  # given up on a full disk so that ends can be recorded
 

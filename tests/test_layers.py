@@ -65,6 +65,7 @@ DOORS = {
     "pathspec": ("runner.laptop.ignore", "runner.laptop.snapshot"),
     "uv": ("runner.box.envs.uv",),
     "fabric": ("runner.laptop.link",),
+    "cryptography": ("runner.box.selfsigned",),
     "pynvml": ("runner.box.gpus.nvml",),
 }
 

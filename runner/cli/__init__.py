@@ -35,6 +35,7 @@ COMMANDS = {
     },
     "The box": {
         "box": ("box", "box", "the boxes you can use, and what they have"),
+        "token": ("token", "token", "the keys with which laptops come to a box"),
         "drain": ("box", "drain", "let running jobs end and start no others"),
         "clean": ("box", "clean", "remove old logs, code and fetched outputs"),
         "serve": ("box", "serve", "run the box's daemon in this terminal, or stop it"),

@@ -13,7 +13,9 @@ from starlette.requests import ClientDisconnect
 
 import runner
 from runner import errors, files
+from runner.box import origins
 from runner.box.api.house import House, answer
+from runner.box.auth import WHO, networked
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,6 +49,10 @@ class Front:
         try:
             if len(self.house.connections) > CONNECTIONS_MAX:
                 return await too_many()(scope, receive, with_headers)
+            try:
+                self._let_in(scope)
+            except errors.Problem as problem:
+                return await turned_away(problem)(scope, receive, with_headers)
             await self.app(scope, limited(scope, receive), with_headers)
         except ClientDisconnect:
             pass  # whoever asked has gone, with nobody left to tell
@@ -66,15 +72,29 @@ class Front:
             self.house.requests -= 1
             self.house.touch()
 
+    def _let_in(self, scope: Scope) -> None:
+        """Before a byte of the body is read: from where, under which name, and who."""
+        network, address = self.house.network, networked(scope)
+        if network is not None and address is not None:
+            origins.check(scope["headers"], network.names, scope["server"][0], network.port)
+        scope[WHO] = self.house.gate.admit(scope)
+        if network is not None and address is not None:
+            network.known(address)
+
+
+def turned_away(problem: errors.Problem) -> Response:
+    """Refused, and nothing more is read from that connection."""
+    reply = refused(problem)
+    reply.headers["connection"] = "close"
+    return reply
+
 
 def too_many() -> Response:
     """Refused, and the connection closed: the room is for those who are being answered."""
     full = errors.Unreachable(
         f"the box has more than {CONNECTIONS_MAX} connections open", "try again when some of the followers are gone"
     )
-    reply = refused(full)
-    reply.headers["connection"] = "close"
-    return reply
+    return turned_away(full)
 
 
 def limited(scope: Scope, receive: Receive) -> Receive:

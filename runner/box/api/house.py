@@ -20,6 +20,7 @@ from runner.box.custody import Custody
 from runner.box.daemon import Daemon
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
+from runner.box.tokens import Tokens
 from runner.box.wishes import Wishes
 from runner.model import Job
 
@@ -32,6 +33,16 @@ async def _known() -> None:
 
 
 @dataclass
+class Network:
+    """How the box is reached from elsewhere."""
+
+    names: list[str]  # that it answers to
+    port: int
+    fingerprint: str  # SHA-256 of its certificate, in hex
+    known: Callable[[tuple[str, int]], None]  # a request of this connection was let in
+
+
+@dataclass
 class House:
     daemon: Daemon
     wishes: Wishes
@@ -40,10 +51,12 @@ class House:
     retention: Retention
     custody: Custody
     gate: Gate
+    tokens: Tokens
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
     doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so
     gpus_known: Callable[[], Awaitable[None]] = _known  # wait, shortly, until a daemon that is new has seen its GPUs
+    network: Network | None = None  # None: the box listens on its unix socket alone
     connections: Sized = ()  # that are open now
     requests: int = 0  # being answered now, streams included
     last_request: float = 0.0  # monotonic
