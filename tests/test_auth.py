@@ -113,7 +113,7 @@ def _routes(found: Any) -> Iterator[Any]:
 
 # --- over the network ---
 
-NETWORK = Network(["box"], 7443, "", lambda address: None)
+NETWORK = Network(["box"], 7443, "", "", lambda address: None)
 NOTHING_ASKED = {"ids": [1], "priority": 1, "on": True, "pid": 1, "spec": {"command": ["true"]}, "id": "0" * 64}
 # What another member's submit token may do on each route that changes something; a new route has to be put here.
 THEIRS_IS_CLOSED = {
@@ -284,7 +284,7 @@ def test_only_the_protocol_of_the_network_takes_tokens(doors: Doors, client: tup
 
 @pytest.mark.parametrize(("host", "origin"), [("evil.com:7443", None), ("box", None), ("box:7443", "https://evil.com")])
 def test_a_good_token_does_not_help_who_comes_under_a_wrong_name(doors: Doors, host: str, origin: str | None) -> None:
-    doors.house.network = Network(["other"], 7443, "", lambda address: None)
+    doors.house.network = Network(["other"], 7443, "", "", lambda address: None)
     shown = [("authorization", "Bearer " + doors.token()), ("origin", origin or "https://box:7443")]
     assert doors.ask("GET", "/api/v1/jobs", *shown)[0] == 421
     doors.house.network = NETWORK

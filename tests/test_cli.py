@@ -1018,7 +1018,7 @@ def test_the_doctor_looks_at_the_gpus(box, run, seen, state, says):
 
 def test_stopping_what_does_not_run_is_no_error(home, run):
     assert run("serve", "--stop") == (0, "", "no box is running here\n")
-    assert json.loads(run("box", "--json")[1]) == [{"name": "local", "running": False, "box": None}]
+    assert json.loads(run("box", "--json")[1]) == [{"name": "local", "running": False, "used": True, "box": None}]
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------

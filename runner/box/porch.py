@@ -41,6 +41,12 @@ class Porch:
     def port(self) -> int:
         return int(self._listeners[0].getsockname()[1])
 
+    @property
+    def host(self) -> str:
+        """An address at which this computer reaches it."""
+        host = str(self._listeners[0].getsockname()[0])
+        return host if host not in ("::", "0.0.0.0") else "127.0.0.1"
+
     def known(self, address: Address) -> None:
         """It is no stranger any more: a request of this connection was let in, or it has ended."""
         if address in self._strangers:

@@ -382,7 +382,7 @@ class _Server:
         names = own_names(chosen.name, chosen.https_names)
         certificate = Certificate(chosen.state.certificate, names)
         porch = self._porch = Porch(listeners(chosen.https), certificate.context, self._visited)
-        self._house.network = Network(names, porch.port, certificate.fingerprint, porch.known)
+        self._house.network = Network(names, porch.port, porch.host, certificate.fingerprint, porch.known)
 
     def _visited(self) -> asyncio.Protocol:
         assert self._porch is not None, "it is open when somebody comes in"

@@ -38,6 +38,7 @@ VERBS = ("list", "new", "revoke")
 NEW_ONLY = ("--scope", "--label", "--expires")
 YEAR = "365d"
 NEVER = "never"
+LABEL_MAX = 100
 
 
 def token(arguments: list[str]) -> int:

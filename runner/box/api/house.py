@@ -38,6 +38,7 @@ class Network:
 
     names: list[str]  # that it answers to
     port: int
+    address: str  # at which the box reaches it itself
     fingerprint: str  # SHA-256 of its certificate, in hex
     known: Callable[[tuple[str, int]], None]  # a request of this connection was let in
 

@@ -30,6 +30,7 @@ class Https:
 
     host: str  # what the box calls itself, for the Host header; it may have another name where you are
     port: int
+    address: str  # where the box itself reaches that port: the far end of a tunnel
     fingerprint: str  # SHA-256 of the certificate's DER, in hex
 
 
@@ -71,4 +72,4 @@ async def revoke(here: Here, who: Who, token_id: Named) -> Response:
 
 def _https(here: House) -> Https | None:
     network = here.network
-    return None if network is None else Https(network.names[0], network.port, network.fingerprint)
+    return None if network is None else Https(network.names[0], network.port, network.address, network.fingerprint)
