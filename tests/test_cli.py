@@ -1194,6 +1194,11 @@ def test_the_bash_script_parses_and_completes(box, run, tmp_path):
         (["submit", "--gpu-type", ""], ["3090", "4080", "H200"]),
         (["submit", "--gpu-ids", "u"], ["uuid"]),
         (["submit", "train.py", "--gpu-ids", "u"], []),
+        (["box", "r"], ["remove"]),
+        (["box", "use", ""], ["local"]),
+        (["box", "add", ""], []),
+        (["token", "n"], ["new"]),
+        (["ps", "--box", "l"], ["local"]),
     ],
 )
 def test_what_fits_is_found(box, typed, fits):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import select
 import socket
 import stat
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import wire
 from sshd import Laptop, Sshd
 
 from runner.box.certificate import Certificate
-from runner.laptop import link
+from runner.laptop import boxes, link, ways
 
 pytestmark = pytest.mark.long
 JOB = ["--base", "--no-files", "--"]
@@ -457,7 +458,8 @@ class Relay:
     def __init__(self, port: int) -> None:
         self.target = ("127.0.0.1", port)
         self.listener = socket.create_server(("127.0.0.2", port))
-        self.cut_after: int | None = None
+        self.cut_after: int | None = None  # the next connection
+        self.always: Callable[[], int] | None = None  # every connection, after so many
         self.cuts = 0
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -468,6 +470,7 @@ class Relay:
             except OSError:
                 return
             limit, self.cut_after = self.cut_after, None
+            limit = limit if self.always is None else self.always()
             threading.Thread(target=self._carry, args=(near, limit), daemon=True).start()
 
     def _carry(self, near: socket.socket, limit: int | None) -> None:
@@ -509,4 +512,48 @@ def test_a_submit_that_is_cut_anywhere_makes_one_job(added: House) -> None:
             assert len(added.box.get("/jobs?finished=1000")["jobs"]) == count + number
     finally:
         relay.close()
-    assert relay.cuts >= 8
+    assert relay.cuts >= 4
+
+
+def test_where_no_process_can_stay_a_command_has_its_own_tunnel(added: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, added.laptop.env[name])
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setenv("GPUBOX_WAY", "tunnel")
+    monkeypatch.setattr(ways, "KEEPS", False)
+    added.laptop.end()
+    api = boxes.open_box("gpubox")
+    assert api.get("/hello")["role"] == "submit"
+    assert api.get("/jobs")["jobs"] is not None
+    api.close()
+    assert keepers(added) == {}
+
+
+def test_what_is_cut_again_and_again_arrives_whole(added: House) -> None:
+    """A log and outputs, over connections that end at random bytes: nothing lost, doubled or damaged."""
+    script = "seq 300000 | tee $RUNNER_OUT/numbers; mkdir $RUNNER_OUT/more; seq 90000 | sort > $RUNNER_OUT/more/sorted"
+    job = added.laptop.run("submit", "-d", *JOB, "sh", "-c", script).strip()
+    added.box.ended(int(job))
+    relay = Relay(added.remembered()["port"])
+    chance = random.Random(7)
+    relay.always = lambda: chance.randrange(1000, 120_000)
+    path = added.laptop.home / "config/gpubox/boxes/gpubox.json"
+    path.write_text(json.dumps({**added.remembered(), "host": "127.0.0.2"}))
+    try:
+        code = f"import sys; from runner.cli import logs; logs.PAUSES = (0.0,); logs.main(['-f', '--raw', '{job}'])"
+        environment = {**added.laptop.env, "GPUBOX_WAY": "direct"}
+        follow = [sys.executable, "-P", "-c", code]
+        log = subprocess.run(follow, env=environment, capture_output=True, timeout=60)
+        assert log.stdout.splitlines() == [b"%d" % number for number in range(1, 300_001)], log.stderr[-2000:]
+        for _ in range(50):
+            done = added.laptop.call("pull", job, GPUBOX_WAY="direct")
+            if done.returncode == 0:
+                break
+        assert done.returncode == 0, done.stderr
+    finally:
+        relay.close()
+    assert relay.cuts > 40
+    (folder,) = added.laptop.home.glob("runs/*")
+    assert (folder / "numbers").read_bytes() == log.stdout
+    assert (folder / "more/sorted").read_text().split() == sorted(map(str, range(1, 90_001)))
+    assert not list(folder.glob(".runner-pull-*"))

@@ -17,7 +17,7 @@ import pytest
 
 from runner import errors, paths
 from runner.box.certificate import Certificate
-from runner.laptop import keeper, link, pin, ways
+from runner.laptop import addresses, keeper, link, pin, ways
 from runner.laptop.addresses import Address
 
 # --- the user's configuration ---
@@ -135,7 +135,7 @@ def test_a_reply_that_was_cut_is_no_end(tmp_path: Path) -> None:
 
 
 def an_address(port: int, fingerprint: str = "0" * 64, host: str = "127.0.0.1") -> Address:
-    values = {"ssh": "me@box", "host": host, "port": port, "called": "box", "address": "127.0.0.1"}
+    values: dict[str, object] = {"ssh": "me@box", "host": host, "port": port, "called": "box", "address": "127.0.0.1"}
     return Address("gpubox", {**values, "fingerprint": fingerprint, "token": "t", "token_id": "i"})
 
 
@@ -261,3 +261,39 @@ def test_a_place_that_others_can_write_to_gets_no_socket(tmp_path: Path) -> None
 def test_a_tunnels_socket_has_a_short_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     assert len(paths.tunnel_socket("x" * 500)) < paths.SOCKET_PATH_MAX
+
+
+# --- the file of an address ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("called", "box\r\nX: y"), ("called", ""), ("address", "a b"), ("token", "t\nHost: evil"), ("token", ""),
+        ("port", 0), ("port", 70000), ("port", "7443"), ("port", True), ("fingerprint", "0" * 63),
+        ("fingerprint", "G" * 64), ("ssh", 5), ("host", None),
+    ],
+)  # fmt: skip
+def test_what_a_box_says_of_itself_is_not_believed(field: str, value: object) -> None:
+    values = an_address(7443).as_json()
+    with pytest.raises((TypeError, ValueError)):
+        Address("gpubox", {**values, field: value})
+
+
+@pytest.mark.parametrize("name", ["", "local", "demo", "../x", "a/b", ".x", "-x", "a b", "ü", "x" * 65, "a\n"])
+def test_not_everything_is_a_name(name: str) -> None:
+    with pytest.raises(errors.BadRequest):
+        addresses.check_name(name)
+
+
+def test_an_address_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    addresses.write(an_address(7443))
+    assert addresses.read("gpubox").as_json() == an_address(7443).as_json()
+    assert (addresses.names(), addresses.in_use()) == (["gpubox"], "local")
+    addresses.use("gpubox")
+    assert addresses.in_use() == "gpubox"
+    addresses.remove("gpubox")
+    assert (addresses.names(), addresses.in_use()) == ([], "local")
+    with pytest.raises(errors.NotFound):
+        addresses.read("gpubox")

@@ -21,7 +21,7 @@ Let running jobs end and start no others, for maintenance. Jobs can still be sub
 Options:
   --off                   start jobs again
   --json                  as JSON
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:
@@ -40,7 +40,7 @@ Options:
   --older-than TIME       this old, such as 12h or 7d, instead of what the settings say; 0 is everything
   --unfetched             outputs that nobody has fetched, and nothing else
   --json                  as JSON
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:

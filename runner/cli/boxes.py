@@ -44,6 +44,7 @@ Options:
 
 Examples:
   runner box add me@gpubox
+  runner box use gpubox && runner ps
   runner box test gpubox
   GPUBOX_BOX=gpubox runner ps
 """
@@ -179,6 +180,8 @@ def _minted(way: Link, destination: str, name: str | None, scope: str, program: 
             f"there is no `{program}` on {way.host}, or not on the path of a login over ssh",
             f"runner box add --runner /path/to/runner {destination}; or make a box of it first, with setup.yml",
         )
+    if code and 'no command "token"' in complaint:
+        raise errors.NotInstalled(f"the gpubox on {way.host} is too old for this", "upgrade it there")
     if code:
         spoken = complaint.strip().removeprefix("runner: ") or f"`runner token new` ended with {code}"
         raise errors.Refused(f"{way.host} says: {spoken[:1000]}", f"`ssh {destination} runner doctor` looks there")

@@ -43,7 +43,7 @@ Options:
   --train                 also train with PyTorch on a GPU, as a job; the first time it fetches some GB
   --torch-index URL       where --train gets PyTorch, instead of pip's index, or PyTorch's own for older cards
   --json                  as JSON: {"ok", "checks": [{"id", "state", "what", "why", "next", "evidence"}]}
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:

@@ -29,7 +29,7 @@ Options:
   --timeout TIME          give up after this long, with 75
   -q, --quiet             do not name each job as it ends
   --json                  the ended jobs as JSON
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:

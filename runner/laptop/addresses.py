@@ -36,13 +36,17 @@ class Address:
     token_id: str
 
     def __init__(self, name: str, values: dict[str, Any]) -> None:
-        """KeyError, TypeError, ValueError: not what an address is."""
+        """KeyError, TypeError, ValueError: no address. The box has told most of it, and could tell anything."""
         self.name = name
         for field in FIELDS:
-            value = values[field]
+            value: Any = values[field]
             if type(value) is not (int if field == "port" else str):
                 raise TypeError(field)
+            if field in ("called", "address", "token", "token_id") and (not value or str(value).strip(LETTERS + ":")):
+                raise ValueError(field)  # these stand in headers
             setattr(self, field, value)
+        if not 0 < self.port < 65536 or len(self.fingerprint) != 64 or self.fingerprint.strip("0123456789abcdef"):
+            raise ValueError("port, fingerprint")
 
     def as_json(self) -> dict[str, Any]:
         return {field: getattr(self, field) for field in FIELDS}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 600.0
 TICK = 1.0
+ALONE_SECONDS = 30.0  # for the handshake through it
 BACKLOG = 64
 PIECE = 64 << 10
 
@@ -139,6 +140,27 @@ class Keeper:
                     self._link.close()
             self._link = Link(self._destination)
             return self._link.channel(self._target)
+
+
+def alone(destination: str, target: tuple[str, int]) -> socket.socket:
+    """A tunnel that lives no longer than this process: where no process can stay behind, or have a socket of a file."""
+    import contextlib
+    import threading
+
+    from runner.laptop.link import Link
+
+    link = Link(destination)  # which would close when nobody knew it any more
+    channel = link.channel(target)
+    ours, theirs = socket.socketpair()
+
+    def carry() -> None:
+        with theirs, contextlib.suppress(OSError):
+            _join(theirs, channel)
+        link.close()
+
+    threading.Thread(target=carry, daemon=True).start()
+    ours.settimeout(ALONE_SECONDS)
+    return ours
 
 
 def _join(user: Any, channel: Any) -> None:

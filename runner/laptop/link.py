@@ -8,6 +8,7 @@ a key that has changed is refused.
 from __future__ import annotations
 
 import base64
+import contextlib
 import getpass
 import glob
 import hashlib
@@ -123,11 +124,26 @@ class Link:
 
     def _connect(self, hop: fabric.Connection) -> None:
         if not hop.gateway:
-            # Of our own making, for TCP_NODELAY: without it each question waits for an acknowledgement (40 ms).
-            sock = socket.create_connection((hop.host, hop.port), hop.connect_timeout or CONNECT_SECONDS)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            hop.connect_kwargs["sock"] = sock
+            usual = socket.create_connection((hop.host, hop.port), hop.connect_timeout or CONNECT_SECONDS)
+            hop.connect_kwargs["sock"] = _Prompt(usual)
         hop.open()
+
+
+class _Prompt(socket.socket):
+    """Waits for nothing: what is sent goes at once, and what came is acknowledged at once, because sshd holds its next
+    small word back until then. Otherwise many questions take 40 ms longer."""
+
+    def __init__(self, usual: socket.socket) -> None:
+        seconds = usual.gettimeout()
+        super().__init__(usual.family, usual.type, usual.proto, usual.detach())
+        self.settimeout(seconds)
+        self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data = super().recv(size, flags)
+        with contextlib.suppress(AttributeError, OSError):  # Linux has it
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return data
 
 
 # --- the way there, by the user's configuration ----------------------------------------------------------------------

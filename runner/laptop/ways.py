@@ -28,6 +28,7 @@ HEAD_START = 0.3  # of the way that is more likely
 DIRECT_SECONDS = 5.0
 TUNNEL_SECONDS = 30.0  # a new one logs in over ssh, perhaps over several hosts
 KEEPER_SECONDS = 5.0  # to begin to listen
+KEEPS = hasattr(os, "fork") and hasattr(_socket, "AF_UNIX")  # else each command has a tunnel of its own
 LINE_LIMIT = 16 << 10
 ELSEWHERE = ("192.0.2.1", 9)  # an address that nobody has (RFC 5737); nothing is sent there
 
@@ -54,7 +55,7 @@ def _plan(address: Address, good: str | None) -> tuple[tuple[str, float], ...]:
         return ((only, 0.0),)
     if good != TUNNEL:
         return ((DIRECT, HEAD_START), (TUNNEL, 0.0))
-    if os.path.exists(_keepers_socket(address)):
+    if KEEPS and os.path.exists(_keepers_socket(address)):
         return ((TUNNEL, HEAD_START), (DIRECT, 0.0))
     return ((DIRECT, 0.0), (TUNNEL, 0.0))  # a new tunnel takes long: perhaps it is not needed any more
 
@@ -167,6 +168,10 @@ def direct(address: Address) -> Pinned:
 
 def tunnelled(address: Address) -> Pinned:
     """Through the ssh connection that a keeper holds; one is started where there is none. OSError, Problem."""
+    if not KEEPS:
+        from runner.laptop import keeper
+
+        return Pinned(keeper.alone(address.ssh, (address.address, address.port)), address.fingerprint, address.name)
     sock = _keeper(address)
     try:
         sock.settimeout(TUNNEL_SECONDS)
