@@ -152,6 +152,20 @@ def test_a_box_that_is_removed_has_no_token_of_ours_any_more(added: House) -> No
     assert (added.laptop.home / "config/gpubox/box").read_text() == "local\n"
 
 
+def test_clocks_that_are_apart_are_told(added: House) -> None:
+    code = "import time; now = time.time; time.time = lambda: now() - 200; from runner.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, "box", "test", "gpubox"],
+        env=added.laptop.env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.count("its clock is 3m20s ahead") + done.stdout.count("its clock is 3m19s ahead") == 2, (
+        done.stdout
+    )
+    assert "clock" not in added.laptop.run("box", "test", "gpubox")
+
+
 def test_a_token_that_was_revoked_says_what_to_type(added: House) -> None:
     added.box.ask("DELETE", f"/tokens/{added.remembered()['token_id']}")
     done = added.laptop.call("ps")

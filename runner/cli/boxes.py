@@ -53,6 +53,7 @@ note: the service of this computer is for the group gpubox, and this session is 
 hint: sudo adduser $USER gpubox, and then log in again"""
 STARTS = "any command that needs it starts it"
 ADD_ONLY = ("--name", "--scope", "--runner")
+CLOCK_SECONDS = 5.0
 NOT_FOUND = 127  # as a shell says it
 
 
@@ -265,7 +266,7 @@ def _test(given: Given, name: str) -> int:
 
 
 def _tries(address: Address) -> dict[str, dict[str, Any]]:
-    """way -> {"seconds", "version"} or {"message", "hint"}"""
+    """way -> {"seconds", "version", "clock_ahead"} or {"message", "hint"}"""
     from runner.laptop import ways
     from runner.laptop.client import Client
 
@@ -275,8 +276,9 @@ def _tries(address: Address) -> dict[str, dict[str, Any]]:
         try:
             api = Client(lambda connect=connect: connect(address), address.name)  # type: ignore[misc]
             api.always = address.always()
-            version = api.get("/hello")["version"]
-            found[way] = {"seconds": time.monotonic() - began, "version": version}
+            hello, now = api.get("/hello"), time.time()
+            found[way] = {"seconds": time.monotonic() - began, "version": hello["version"]}
+            found[way]["clock_ahead"] = float(hello.get("at", now)) - now
         except errors.Problem as problem:
             found[way] = {"message": problem.message, "hint": problem.hint}
         except OSError as error:
@@ -288,10 +290,17 @@ def _tell(address: Address, tried: dict[str, dict[str, Any]]) -> None:
     for way, where in (("direct", f"{address.host}:{address.port}"), ("tunnel", f"ssh {address.ssh}")):
         result = tried[way]
         if "seconds" in result:
-            said = f"{result['seconds'] * 1000:.0f} ms, version {result['version']}"
+            said = f"{result['seconds'] * 1000:.0f} ms, version {result['version']}{_clock(result['clock_ahead'])}"
         else:
             said = result["message"] + (f"; {result['hint']}" if result["hint"] else "")
         output.put(f"{address.name}  {way}  {output.clean(where)}: {output.clean(said)}\n")
+
+
+def _clock(ahead: float) -> str:
+    """Nothing, unless the two clocks are so far apart that times and the ends of tokens confuse."""
+    if abs(ahead) < CLOCK_SECONDS:
+        return ""
+    return f"; its clock is {output.span(abs(ahead))} {'ahead' if ahead > 0 else 'behind'}: let both set theirs by NTP"
 
 
 def _remove(given: Given, name: str) -> int:
