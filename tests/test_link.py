@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -267,8 +269,9 @@ def in_terminal(house: House, arguments: list[str], answers: list[str]) -> tuple
     ours, theirs = pty.openpty()
     command = [sys.executable, "-P", "-m", "runner", *arguments]
     process = subprocess.Popen(
-        command, env=house.laptop.env, stdin=theirs, stdout=theirs, stderr=theirs, cwd=house.place
-    )
+        command, env=house.laptop.env, stdin=theirs, stdout=theirs, stderr=theirs, cwd=house.place,
+        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+    )  # fmt: skip
     os.close(theirs)
     said = b""
     deadline = time.monotonic() + 30
@@ -279,7 +282,7 @@ def in_terminal(house: House, arguments: list[str], answers: list[str]) -> tuple
             except OSError:
                 break
             said += piece
-            if said.rstrip(b" ").endswith(b"fingerprint)") and answers:
+            if said.rstrip(b" ").endswith((b"fingerprint)", b"key's:")) and answers:
                 os.write(ours, answers.pop(0).encode() + b"\n")
         elif process.poll() is not None:
             break
@@ -315,6 +318,22 @@ def test_a_name_that_is_to_be_hashed_is(house: House) -> None:
     assert first == "# mine, without a newline at its end"
     assert [line[:3] for line in lines] == ["|1|", "|1|"]
     assert house.add("behind").returncode == 0
+
+
+def test_at_a_terminal_a_keys_passphrase_is_asked_for(house: House) -> None:
+    key = house.laptop.home / ".ssh" / "id_ed25519"
+    change = ["ssh-keygen", "-q", "-p", "-f", str(key)]
+    subprocess.run([*change, "-P", "", "-N", "open sesame"], check=True, capture_output=True)
+    try:
+        command = ["box", "add", "--name", "gpubox", "--runner", house.runner, "gpubox"]
+        done = house.add()
+        assert (done.returncode, "does not let" in done.stderr) == (77, True), done.stderr
+        code, said = in_terminal(house, command, ["open sesame"])
+        assert (code, "direct" in said, "sesame" in said) == (0, True, False), said
+        code, said = in_terminal(house, command, ["wrong"])
+        assert (code, "does not let" in said) == (77, True), said
+    finally:
+        subprocess.run([*change, "-P", "open sesame", "-N", ""], check=True, capture_output=True)
 
 
 def test_at_a_terminal_a_changed_key_is_refused_without_a_question(house: House) -> None:

@@ -307,11 +307,16 @@ def _remove(given: Given, name: str) -> int:
     """Also what is damaged, or away: then its token is told, for somebody to revoke it there."""
     if name not in addresses.names():
         addresses.read(name)  # says what there is
+    from runner.laptop import ways
+
     left = ""
     try:
         address = addresses.read(name)
         left = address.token_id
-        token.revoke(boxes.remote(address), address.token_id)
+        try:
+            token.revoke(boxes.remote(address), address.token_id)
+        finally:
+            ways.end_tunnel(address)
         left = ""
     except errors.NotTrusted:
         left = ""  # it opens nothing any more

@@ -118,8 +118,8 @@ class Keeper:
             with user:
                 try:
                     channel = self._channel()
-                except errors.Problem as problem:
-                    user.sendall(dumps(problem.as_json()).encode() + b"\n")
+                except Exception as error:
+                    user.sendall(dumps(_told(error).as_json()).encode() + b"\n")
                     return
                 user.sendall(b"ok\n")
                 _join(user, channel)
@@ -140,6 +140,14 @@ class Keeper:
                     self._link.close()
             self._link = Link(self._destination)
             return self._link.channel(self._target)
+
+
+def _told(error: Exception) -> errors.Problem:
+    if isinstance(error, errors.Problem):
+        return error
+    if isinstance(error, ImportError):
+        return errors.NotInstalled(f"the tunnel can't be made: {error}", "pip install --upgrade gpubox")
+    return errors.Problem(f"the tunnel can't be made: {type(error).__name__}: {error}", "`ssh` there, by hand?")
 
 
 def alone(destination: str, target: tuple[str, int]) -> socket.socket:

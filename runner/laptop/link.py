@@ -116,8 +116,6 @@ class Link:
             wanted = isinstance(error, (paramiko.AuthenticationException, paramiko.PasswordRequiredException))
             if self._ask is None or not (wanted or "No authentication methods" in str(error)):
                 raise
-            if isinstance(error, paramiko.BadHostKeyException):
-                raise
             hop.client.close()
             hop.connect_kwargs["password"] = getpass.getpass(f"{hop.user}@{hop.host}'s password, or your key's: ")
             self._connect(hop)
