@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from bench.common import NULL, RUNNER, Box, Figure, project, seconds
 from bench.submit import YOUNG
@@ -42,19 +43,19 @@ def measure() -> list[Figure]:
         for way, bar in (("direct", 0.6), ("tunnel", 0.8)):
             env = {**far, "GPUBOX_WAY": way}
             figures.append(
-                _beside(f"L1 submit -d, unchanged, {way}", lambda env=env: seconds(submit, env, root), ssh, bar, yards)
-            )  # type: ignore[misc]
+                _beside(f"L1 submit -d, unchanged, {way}", partial(seconds, submit, env, root), ssh, bar, yards)
+            )
         for way in ("direct", "tunnel"):
             env = {**far, "GPUBOX_WAY": way}
             figures.append(
                 _beside(
                     f"L1 submit -d after a one-line edit, {way}",
-                    lambda env=env: _edited(submit, env, root),
+                    partial(_edited, submit, env, root),
                     ssh,
                     None,
                     yards,
                 )
-            )  # type: ignore[misc]
+            )
         alone = [_alone(submit, {**far, "GPUBOX_WAY": "tunnel"}, root) for _ in range(5)]
         yard = statistics.median(yards)
         figures.append(Figure("L1 submit -d, first use of a tunnel", statistics.median(alone) / yard, "x", 2.5))

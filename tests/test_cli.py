@@ -19,7 +19,7 @@ import pytest
 import runner
 from runner import cli, errors, model, words
 from runner.box.gpus import watch
-from runner.cli import complete, gpus, jobs, options, output, show, values
+from runner.cli import complete, gpus, jobs, options, output, show, values, wait
 
 HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(runner.__file__)))
 
@@ -1220,6 +1220,30 @@ def test_every_command_can_be_completed(home):
     for name in cli.TABLE:
         if name not in ("help", "version"):
             assert "--help" in complete.fitting([name, "--"])
+
+
+# --- a box in another place ---
+
+
+class Away:
+    """A client of a box that has answered before and is out of reach for a while."""
+
+    def __init__(self, box: str, gone: int) -> None:
+        self.box, self.gone = box, gone
+
+    def get(self, path):
+        if self.gone:
+            self.gone -= 1
+            raise errors.Unreachable("no network", "")
+        return {"jobs": []}
+
+
+def test_a_closed_lid_is_no_reason_to_give_up_waiting(monkeypatch):
+    monkeypatch.setattr(wait, "AWAY_PAUSE", 0)
+    assert wait._ask(Away("gpubox", 20), "/jobs", met=True) == {"jobs": []}
+    for box, met in (("gpubox", False), ("local", True)):
+        with pytest.raises(errors.Unreachable):
+            wait._ask(Away(box, 1), "/jobs", met)
 
 
 # --- speaking --------------------------------------------------------------------------------------------------------

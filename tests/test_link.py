@@ -27,6 +27,7 @@ import wire
 from sshd import Laptop, Sshd
 
 from runner.box.certificate import Certificate
+from runner.cli import boxes as cli_boxes
 from runner.laptop import boxes, link, ways
 
 pytestmark = pytest.mark.long
@@ -134,6 +135,32 @@ def test_a_box_is_added_again_without_a_second_token(added: House) -> None:
     assert (token["id"], token["scope"]) == (after["token_id"], "read")
     done = added.laptop.call("submit", *JOB, "true")
     assert (done.returncode, "may look, but not change" in done.stderr) == (77, True)
+
+
+def test_a_box_is_called_as_its_host_and_takes_no_others_name(house: House) -> None:
+    plain = ["box", "add", "--runner", house.runner]
+    assert house.laptop.run(*plain, "gpubox").split()[0] == "gpubox"
+    path = house.laptop.home / "config/gpubox/boxes/gpubox.json"
+    path.write_text(json.dumps({**house.remembered(), "ssh": "me@elsewhere", "fingerprint": "0" * 64}))
+    before, tokens = path.read_text(), len(house.tokens())
+    done = house.laptop.call(*plain, "gpubox")
+    assert (done.returncode, "gpubox is another box, me@elsewhere" in done.stderr) == (75, True), done.stderr
+    assert (path.read_text(), len(house.tokens())) == (before, tokens)
+    path.write_text(json.dumps({**house.remembered(), "ssh": "gpubox"}))  # it was made anew
+    house.laptop.run(*plain, "gpubox")
+    assert house.remembered()["fingerprint"] != "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("typed", "called", "name"),
+    [
+        ("gpubox", "box", "gpubox"), ("gpubox.local", "attic", "gpubox"), ("192.168.1.5", "attic", "attic"),
+        ("192.168.1.5", "local", "box-192.168.1.5"), ("fd00::5", "local", "box-fd00--5"), ("local", "x", "gpubox"),
+        ("ä", "x", "gpubox"),
+    ],
+)  # fmt: skip
+def test_what_a_new_box_is_called(typed: str, called: str, name: str) -> None:
+    assert cli_boxes._name(typed, called) == name
 
 
 def test_what_is_not_named_is_the_box_in_use(added: House) -> None:

@@ -36,7 +36,7 @@ Change:
   remove                  forget it, and end its token
 
 Options:
-  --name NAME             what to call a new one here; else what it calls itself
+  --name NAME             what to call a new one here; else as its host
   --scope SCOPE           what its token may do: read, submit or admin; else submit
   --runner PATH           where `runner` is on a new one; else on the path of a login over ssh
   --json                  as JSON
@@ -154,6 +154,10 @@ def _add(given: Given, destination: str) -> int:
         program = given.get("--runner") or "runner"
         address = _minted(way, destination, name, scope, program)
         replaced = _previous(address.name)
+        if replaced is not None and replaced.ssh != destination and replaced.fingerprint != address.fingerprint:
+            _revoke(way, program, address.token_id)
+            hint = f"runner box add --name ANOTHER {destination}; or `runner box remove {address.name}` first"
+            raise errors.Busy(f"{address.name} is another box, {replaced.ssh}", hint)
         addresses.write(address)
         if replaced is not None and replaced.fingerprint == address.fingerprint:
             _revoke(way, program, replaced.token_id)  # nobody has it any more
@@ -190,6 +194,11 @@ def _minted(way: Link, destination: str, name: str | None, scope: str, program: 
     https = made["https"]
     if https is None:
         _revoke(way, program, str(made["made"]["id"]))
+        if CLOSED.partition("\n")[0] in way.run(output.line([program, "box"]))[2]:
+            raise errors.Refused(
+                f"the box on {way.host} is for the group gpubox, and {way.user} is not in it",
+                f"an administrator of it can say: sudo adduser {way.user} gpubox",
+            )
         raise errors.NotInstalled(
             f"the box on {way.host} does not listen on the network",
             'there: https = ":7443" in box.toml (docs/settings.md), `runner serve --stop`; or make it with setup.yml',
@@ -200,7 +209,7 @@ def _minted(way: Link, destination: str, name: str | None, scope: str, program: 
             "address": https["address"], "fingerprint": https["fingerprint"], "token": made["token"],
             "token_id": made["made"]["id"],
         }  # fmt: skip
-        return addresses.Address(name or _name(str(made["box"]), way.host), fields)
+        return addresses.Address(name or _name(way.alias, str(made["box"])), fields)
     except (KeyError, TypeError, ValueError):
         raise _unexpected(way.host) from None
 
@@ -225,12 +234,14 @@ def _unexpected(host: str) -> errors.BadData:
     )
 
 
-def _name(called: str, host: str) -> str:
-    """What it calls itself; a box that was never named is called after its host."""
-    if called in (LOCAL, DEMO, "box"):
-        called = host if host.replace(".", "").isdecimal() or ":" in host else host.partition(".")[0]
-    kept = "".join(letter if letter in addresses.LETTERS else "-" for letter in called).lstrip(".-")
-    return addresses.check_name(kept[: addresses.NAME_MAX] or "gpubox") if kept not in (LOCAL, DEMO) else "gpubox"
+def _name(typed: str, called: str) -> str:
+    """As it was typed, without its domain; one that was reached by an address is called what it calls itself."""
+    if typed.replace(".", "").isdecimal() or ":" in typed:
+        typed = called if called not in (LOCAL, DEMO) else f"box-{typed}"
+    else:
+        typed = typed.partition(".")[0]
+    kept = "".join(letter if letter in addresses.LETTERS else "-" for letter in typed).lstrip(".-")
+    return addresses.check_name(kept[: addresses.NAME_MAX] if kept not in ("", LOCAL, DEMO) else "gpubox")
 
 
 def _previous(name: str) -> Address | None:

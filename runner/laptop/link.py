@@ -68,6 +68,15 @@ class Link:
         """What the target is really called."""
         return str(self._hops[-1].host)
 
+    @property
+    def alias(self) -> str:
+        """What the target was called by who asked."""
+        return str(self._hops[-1].original_host)
+
+    @property
+    def user(self) -> str:
+        return str(self._hops[-1].user)
+
     def run(self, command: str) -> tuple[int, str, str]:
         """(exit code, standard output, standard error) of a command there."""
         try:
