@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,7 +139,9 @@ class Doors:
         hall.submit("true", who=ANN)
         self.house: Any = SimpleNamespace(
             daemon=hall.daemon, wishes=hall.wishes, gate=gate, tokens=self.tokens, network=NETWORK, requests=0,
-            connections=(), touch=lambda: None, gpus_known=_at_once, job=lambda job_id: hall.daemon.book.jobs[job_id],
+            connections=(), touch=lambda: None,
+            answers=lambda token: nullcontext(), hang_up=lambda token: None,
+            gpus_known=_at_once, job=lambda job_id: hall.daemon.book.jobs[job_id],
         )  # fmt: skip
         self.app = make_app(self.house)
         self.daemon = hall.daemon

@@ -10,7 +10,7 @@ import ssl
 import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,25 @@ def test_a_token_opens_and_a_revoked_one_closes_also_an_open_connection(box: tup
     assert ask(minted, "GET", "/hello")[0] == 401
 
 
+def test_who_follows_with_a_token_is_cut_off_when_it_is_revoked(box: tuple[Box, dict[str, Any]]) -> None:
+    revoked, other = (box[0].post("/tokens", {"scope": "submit"}) for _ in range(2))
+    with ExitStack() as open_ones:
+        socks = []
+        for minted in (revoked, other):
+            https = minted["https"]
+            sock = open_ones.enter_context(connect(https["port"]))
+            lines = f"Host: {https['host']}:{https['port']}\r\nAuthorization: Bearer {minted['token']}\r\n\r\n"
+            sock.sendall(f"GET /api/v1/events HTTP/1.1\r\n{lines}".encode())
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+            socks.append(sock)
+        assert ask(revoked, "DELETE", f"/tokens/{revoked['made']['id']}")[0] == 200, "its own answer still comes"
+        everything(socks[0])  # ends
+        socks[1].settimeout(0.3)
+        with pytest.raises(TimeoutError):  # that of the other goes on
+            everything(socks[1])
+    assert f"revoked {revoked['made']['id']}, with token {revoked['made']['id']}" in box[0].story()
+
+
 def test_a_job_over_the_network_is_its_owners(box: tuple[Box, dict[str, Any]]) -> None:
     status, made = ask(
         box[1], "POST", "/jobs", {"spec": {"command": ["sh", "-c", "env; echo fin"], "environment": "base"}}
@@ -234,6 +253,7 @@ def test_a_stranger_is_answered_once_and_shown_out(box: tuple[Box, dict[str, Any
     assert said.count(b"HTTP/1.1 ") <= 1
     assert not said or said.split()[1] in (b"400", b"401", b"421"), said[:200]
     assert ask(box[1], "GET", "/hello")[0] == 200
+    assert "Traceback" not in box[0].story()
 
 
 # --- the porch: those who have not shown a token yet ---

@@ -60,6 +60,7 @@ class House:
     network: Network | None = None  # None: the box listens on its unix socket alone
     connections: Sized = ()  # that are open now
     requests: int = 0  # being answered now, streams included
+    answering: dict[str, set[asyncio.Task[Any]]] = field(default_factory=dict)  # by the id of the token that was shown
     last_request: float = 0.0  # monotonic
     _streams: set[asyncio.Event] = field(default_factory=set)
     closing: bool = False
@@ -80,6 +81,25 @@ class House:
         self.closing = True
         for woken in self._streams:
             woken.set()
+
+    @contextmanager
+    def answers(self, token: str) -> Iterator[None]:
+        """This task answers a request that came with a token."""
+        task = asyncio.current_task()
+        assert task is not None, "a request is answered by a task"
+        mine = self.answering.setdefault(token, set())
+        mine.add(task)
+        try:
+            yield
+        finally:
+            mine.discard(task)
+            if not mine:
+                self.answering.pop(token, None)
+
+    def hang_up(self, token: str) -> None:
+        """End what is being answered for a token, other than this very request."""
+        for task in self.answering.get(token, set()) - {asyncio.current_task()}:
+            task.cancel()
 
     def touch(self) -> None:
         self.last_request = time.monotonic()

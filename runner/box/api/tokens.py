@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Response
 
 from runner.box.api.house import Here, House, answer
 from runner.box.auth import Who
-from runner.model import Token
+from runner.model import Principal, Token
 
 routes = APIRouter()
 
@@ -61,13 +61,23 @@ async def tokens(here: Here, who: Who) -> Response:
 @routes.post("/tokens", status_code=201, response_model=Minted)
 async def mint(here: Here, who: Who, wish: Wish) -> Response:
     text, token = here.tokens.mint(who, wish.scope, wish.label, wish.seconds, time.time())
+    here.daemon.report(f"token {token.id} ({token.scope}) was made for {token.user}{_by(who)}")
     minted = Minted(text, token, here.daemon.settings.name, _https(here))
     return answer(minted, 201, {"Cache-Control": "no-store"})
 
 
 @routes.delete("/tokens/{token_id}", response_model=Revoked)
 async def revoke(here: Here, who: Who, token_id: Named) -> Response:
-    return answer({"revoked": here.tokens.revoke(who, token_id, time.time())})
+    """It opens nothing from now on; what is being answered to who came with it ends."""
+    revoked = here.tokens.revoke(who, token_id, time.time())
+    here.daemon.report(f"{who.user} revoked {', '.join(revoked)}{_by(who)}")
+    for each in revoked:
+        here.hang_up(each)
+    return answer({"revoked": revoked})
+
+
+def _by(who: Principal) -> str:
+    return f", with token {who.token}" if who.token else ""
 
 
 def _https(here: House) -> Https | None:
