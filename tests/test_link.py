@@ -493,23 +493,16 @@ def test_a_log_is_followed_over_a_tunnel_that_is_cut(added: House) -> None:
     """The ssh server goes away with its connections, and comes back: not a byte is missing, none comes twice."""
     script = 'for i in $(seq 400); do echo "line $i"; sleep 0.01; done'
     command = [sys.executable, "-P", "-m", "runner", "submit", *JOB, "sh", "-c", script]
-    process = subprocess.Popen(
-        command,
-        env={**added.laptop.env, "GPUBOX_WAY": "tunnel"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    first = process.stdout.readline()
-    for _ in range(2):
+    seen, told = added.place / "seen", added.place / "told"
+    with open(seen, "wb") as out, open(told, "wb") as err:
+        process = subprocess.Popen(command, env={**added.laptop.env, "GPUBOX_WAY": "tunnel"}, stdout=out, stderr=err)
+    for lines in (10, 100):
+        tools.wait_until(lambda lines=lines: seen.read_text().count("\n") >= lines, 30, told.read_text)
         added.target.stop()
         added.target.start()
-        time.sleep(0.5)  # of the log's five seconds
-    out, err = process.communicate(timeout=60)
-    assert (first + out).splitlines() == [f"line {number}" for number in range(1, 401)], err
-    assert process.returncode == 0
-    assert "connection lost, trying again" in err
+    assert process.wait(60) == 0, told.read_text()
+    assert seen.read_text().splitlines() == [f"line {number}" for number in range(1, 401)], told.read_text()
+    assert "connection lost, trying again" in told.read_text()
 
 
 class Relay:
