@@ -173,6 +173,23 @@ def test_what_is_not_named_is_the_box_in_use(added: House) -> None:
     assert (done.returncode, 'did you mean "gpubox"?' in done.stderr) == (66, True)
 
 
+def test_a_box_that_is_away_does_not_hold_up_the_list(added: House) -> None:
+    silent = socket.create_server(("127.0.0.3", 0), backlog=1)
+    config = added.laptop.home / "config/gpubox/boxes"
+    mute = {**added.remembered(), "ssh": f"127.0.0.3:{silent.getsockname()[1]}", "host": "127.0.0.3"}
+    (config / "mute.json").write_text(json.dumps({**mute, "port": silent.getsockname()[1]}))
+    (config / "mute.json").chmod(0o600)
+    began = time.monotonic()
+    said = added.laptop.run("box")
+    assert time.monotonic() - began < 15
+    assert [line.split()[:3] for line in said.splitlines()[2:]] == [
+        ["gpubox", "*", "ready"],
+        ["mute", "away", "`runner"],
+    ]
+    silent.close()
+    (config / "mute.json").unlink()
+
+
 def test_a_box_that_is_removed_has_no_token_of_ours_any_more(added: House) -> None:
     added.laptop.run("box", "remove", "gpubox")
     assert added.tokens() == []
