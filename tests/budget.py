@@ -17,7 +17,7 @@ MARKED = {
     "browser": (200.0, "needs a browser"),
     "coverage": (180.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
-    "long": (220.0, "takes many seconds a test"),
+    "long": (215.0, "takes many seconds a test"),
 }
 # Marker -> why not even CI runs it.
 NOWHERE = {
@@ -50,7 +50,7 @@ FILES = {
     "verify": 15.0,
     "watch": 15.0,
 }
-OTHER_SECONDS = 4.0
+OTHER_SECONDS = 3.5
 
 
 def suite(file: str, markers: set[str]) -> str:
