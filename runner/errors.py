@@ -14,6 +14,8 @@
     ├── StateDamaged        74 / 500   the database or a disk failed; nothing was changed
     ├── Busy                75 / 409   another process holds it; or: not in this state
     ├── Refused             77 / 403   you may not
+    │   ├── NotTrusted      77 / 401   no token, or one that is wrong, expired or revoked
+    │   └── Misdirected     77 / 421   asked for under a name that is not the box's
     └── BadSettings         78 / 500   a setting has a value that can't be used
 
 Each class: exit code of the CLI / status over HTTP. A message says what happened and why; the hint what to type next.
@@ -90,6 +92,14 @@ class Busy(Problem):
 
 class Refused(Problem):
     code, exit_code, http_status = "refused", 77, 403
+
+
+class NotTrusted(Refused):
+    code, http_status = "not_trusted", 401
+
+
+class Misdirected(Refused):
+    code, http_status = "misdirected", 421
 
 
 class BadSettings(Problem):

@@ -270,3 +270,20 @@ class Principal:
     uid: int
     user: str
     role: str  # read | submit | admin
+    token: str = ""  # the id of the token that says so; empty: the kernel
+
+
+@dataclass(slots=True)
+class Token:
+    """A key to the box for one laptop or program. Its secret is known to whom it was given, and to nobody else."""
+
+    id: str
+    scope: str  # read | submit | admin: the most that it may; never more than its owner may at that moment
+    label: str
+    user: str  # its owner, as whom it acts
+    uid: int
+    created_at: float
+    expires_at: float | None = None
+    used_at: float | None = None  # some minutes behind
+    revoked_at: float | None = None
+    parent: str = ""  # the token with which it was made, and together with which it is revoked

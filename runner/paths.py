@@ -64,6 +64,10 @@ class StateDir(str):
         return f"{self}/events.sock"  # supervisors hint here that something changed
 
     @property
+    def certificate(self) -> str:
+        return f"{self}/certificate"  # a folder; the box's own key and certificate are in it
+
+    @property
     def ballast(self) -> str:
         return f"{self}/ballast"  # given up on a full disk so that ends can be recorded
 
@@ -138,9 +142,19 @@ def socket_of(state: str) -> str:
     inside = f"{state}/api.sock"
     if len(os.fsencode(inside)) < SOCKET_PATH_MAX:
         return inside
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/gpubox-{os.getuid()}"
     tag = f"{_checksum(os.fsencode(os.path.abspath(state))):016x}"
-    return f"{runtime}/gpubox/{tag}.sock"
+    return f"{runtime_dir()}/{tag}.sock"
+
+
+def tunnel_socket(of: str) -> str:
+    """Where the keeper of a tunnel listens; of: what tells this tunnel from all others."""
+    tag = _checksum(os.fsencode(config_dir() + "\0" + of))
+    return f"{runtime_dir()}/tunnel-{tag:016x}.sock"
+
+
+def runtime_dir() -> str:
+    """For sockets: of this user alone, short, and gone with the session where the system has such a place."""
+    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/gpubox-{os.getuid()}'}/gpubox"
 
 
 def _checksum(data: bytes) -> int:

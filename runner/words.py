@@ -50,6 +50,9 @@ GPU_STATES = (FREE, BUSY, SHARED, FOREIGN, DRAINING, STUCK, GONE, ASLEEP, UNKNOW
 # Why a job waits that in truth does not: nothing is in its way.
 STARTS_NOW = "starts now"
 
+# What a person or a token may do, from little to much: read looks, submit has jobs of its own, admin may everything.
+ROLES = ("read", "submit", "admin")
+
 # What `--retry-on` may name. A reason outside of it can't be changed by trying again.
 RETRYABLE = (
     "exit_code", "signal", "time_limit", "host_out_of_memory", "cuda_out_of_memory", "disk_full", "gpu_lost",

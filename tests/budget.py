@@ -26,6 +26,7 @@ NOWHERE = {
 # File (without `test_` and `.py`) -> seconds, where it is not OTHER_SECONDS.
 FILES = {
     "api": 15.0,
+    "auth": 10.0,
     "budget": 10.0,
     "cli": 15.0,
     "collector": 20.0,
@@ -35,6 +36,7 @@ FILES = {
     "demo": 10.0,
     "engines": 15.0,
     "envs": 15.0,
+    "https": 15.0,
     "main_job": 60.0,
     "plan": 15.0,
     "playbooks": 10.0,

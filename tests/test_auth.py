@@ -11,18 +11,25 @@ import pwd
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from builders import ANN, BOB, Hall, a_hall
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from runner import errors
 from runner.box import auth
 from runner.box.api import House, make_app
-from runner.box.auth import Gate, Members, peer
+from runner.box.api.house import Network
+from runner.box.auth import Gate, Members, peer, visitor
+from runner.box.tokens import Tokens
+from runner.model import Principal
 
 OWNER = 1000
 
@@ -34,6 +41,7 @@ class _Nothing:
     gate = Gate(OWNER)
     requests = 0
     connections = ()
+    network = None
 
     def touch(self) -> None: ...
 
@@ -102,6 +110,189 @@ def _routes(found: Any) -> Iterator[Any]:
             yield from _routes(inner.routes)
         else:
             raise AssertionError(f"{route} is not known to be closed")
+
+
+# --- over the network ---
+
+NETWORK = Network(["box"], 7443, "", "", lambda address: None)
+NOTHING_ASKED = {"ids": [1], "priority": 1, "on": True, "pid": 1, "spec": {"command": ["true"]}, "id": "0" * 64}
+# What another member's submit token may do on each route that changes something; a new route has to be put here.
+THEIRS_IS_CLOSED = {
+    "POST /jobs/cancel", "POST /jobs/hold", "POST /jobs/release", "POST /jobs/priority", "POST /jobs/1/fetched",
+    "POST /box/drain", "POST /box/clean", "POST /box/stop", "POST /box/restart", "POST /gpus/1/drain",
+    "POST /gpus/1/forget",
+}  # fmt: skip
+OPEN_TO_MEMBERS = {
+    "POST /jobs", "POST /jobs/1/rerun", "POST /jobs/adopt", "POST /snapshots", "POST /blobs", "POST /tokens",
+    "DELETE /tokens/1",  # which is not there, for them
+}  # fmt: skip
+CHANGES = [(method, path) for method, path in ROUTES if method not in ("GET", "HEAD")]
+
+
+class Doors:
+    """A house with one job of ann's, whose visitors are ann and bob; what else it has is made to fail."""
+
+    def __init__(self, hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tokens = Tokens(hall.store)
+        gate = Members(self.tokens)
+        monkeypatch.setattr(auth, "_groups", lambda uid: {"gpubox"} if uid in (ANN.uid, BOB.uid) else set())
+        hall.submit("true", who=ANN)
+        self.house: Any = SimpleNamespace(
+            daemon=hall.daemon, wishes=hall.wishes, gate=gate, tokens=self.tokens, network=NETWORK, requests=0,
+            connections=(), touch=lambda: None,
+            answers=lambda token: nullcontext(), hang_up=lambda token: None,
+            gpus_known=_at_once, job=lambda job_id: hall.daemon.book.jobs[job_id],
+        )  # fmt: skip
+        self.app = make_app(self.house)
+        self.daemon = hall.daemon
+
+    def token(self, who: Principal = ANN, scope: str = "submit", seconds: float = 3600.0, ago: float = 0.0) -> str:
+        return self.tokens.mint(who, scope, "", seconds, time.time() - ago)[0]
+
+    def shown(self, kind: str) -> list[tuple[str, str]]:
+        if kind == "none":
+            return []
+        if kind == "bad":
+            return [("authorization", "Bearer " + self.token()[:-1] + "~")]
+        if kind == "expired":
+            return [("authorization", "Bearer " + self.token(seconds=10.0, ago=20.0))]
+        if kind == "revoked":
+            text = self.token()
+            self.tokens.revoke(ANN, text.split("_")[1], time.time())
+            return [("authorization", "Bearer " + text)]
+        if kind == "another scheme":
+            return [("authorization", "Basic " + self.token())]
+        if kind == "twice":
+            return [("authorization", "Bearer " + self.token())] * 2
+        if kind == "a stranger's":
+            return [("authorization", "Bearer " + self.token(Principal(4242, "mallory", "admin")))]
+        if kind == "elsewhere":
+            return [("cookie", self.token()), ("x-token", self.token()), ("x-forwarded-for", "uid:0")]
+        raise AssertionError(kind)
+
+    def ask(self, method: str, path: str, *headers: tuple[str, str], body: bytes | None = None) -> tuple[int, Any]:
+        data = json.dumps(NOTHING_ASKED).encode() if body is None else body
+        sent: list[dict[str, Any]] = []
+        self.read = 0
+
+        async def receive() -> dict[str, Any]:
+            self.read += 1
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(dict(message))
+
+        named = [("host", "box:7443"), ("content-type", "application/json"), *headers]
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
+            "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "https",
+            "client": visitor(("192.0.2.7", 5555)), "server": ("192.0.2.1", 7443),
+            "headers": [(name.encode(), value.encode()) for name, value in named],
+        }  # fmt: skip
+        asyncio.run(self.app(scope, receive, send))
+        closes = dict(sent[0]["headers"]).get(b"connection")
+        said = json.loads(b"".join(message.get("body", b"") for message in sent))
+        self.closes = closes == b"close"
+        return sent[0]["status"], said
+
+
+async def _at_once() -> None: ...
+
+
+@pytest.fixture
+def doors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doors]:
+    with a_hall(tmp_path / "state") as hall:
+        yield Doors(hall, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("none", 401), ("bad", 401), ("expired", 401), ("revoked", 401), ("another scheme", 401), ("twice", 401),
+        ("elsewhere", 401), ("a stranger's", 403),
+    ],
+)  # fmt: skip
+def test_every_route_is_closed_to_whoever_shows_no_good_token(doors: Doors, kind: str, status: int) -> None:
+    shown = doors.shown(kind)
+    for method, path in (
+        *ROUTES,
+        ("GET", "/"),
+        ("GET", "/api/v1/nothing"),
+        ("PATCH", "/api/v1/jobs"),
+        ("X", "/api/v1/jobs"),
+    ):
+        got, said = doors.ask(method, path, *shown)
+        assert got == status, (method, path, said)
+        assert said["hint"]
+        assert (doors.read, doors.closes) == (0, True), "not a byte of its body was read"
+
+
+def test_who_may_look_changes_nothing_on_any_route(doors: Doors) -> None:
+    shown = ("authorization", "Bearer " + doors.token(scope="read"))
+    for method, path in CHANGES:
+        got, said = doors.ask(method, path, shown)
+        assert (got, said["code"], doors.read) == (403, "refused", 0), (method, path, said)
+    assert doors.ask("GET", "/api/v1/jobs", shown)[0] == 200
+    assert doors.ask("GET", "/api/v1/gpus", shown)[0] == 200
+    assert doors.ask("GET", "/api/v1/hello", shown)[1]["role"] == "read"
+
+
+def test_a_members_token_is_no_key_to_what_is_anothers(doors: Doors) -> None:
+    shown = ("authorization", "Bearer " + doors.token(BOB))
+    known = {f"{method} {path.removeprefix('/api/v1')}" for method, path in CHANGES}
+    assert known == THEIRS_IS_CLOSED | OPEN_TO_MEMBERS
+    for route in sorted(THEIRS_IS_CLOSED):
+        method, path = route.split(" ")
+        got, said = doors.ask(method, f"/api/v1{path}", shown)
+        assert (got, said["code"]) == (403, "refused"), (route, said)
+    ids = [token.id for token in doors.tokens.listed(ANN, time.time())] + ["1"]
+    mine = doors.token(ANN).split("_")[1]
+    for each in (*ids, mine):
+        assert doors.ask("DELETE", f"/api/v1/tokens/{each}", shown)[0] == 404
+    assert mine not in json.dumps(doors.ask("GET", "/api/v1/tokens", shown)[1])
+
+
+def test_a_token_gives_no_more_than_it_has(doors: Doors) -> None:
+    shown = ("authorization", "Bearer " + doors.token())
+    got, said = doors.ask("POST", "/api/v1/tokens", shown, body=b'{"scope": "admin"}')
+    assert (got, "can't give admin" in said["message"]) == (403, True)
+    got, said = doors.ask("POST", "/api/v1/tokens", shown, body=b'{"scope": "read"}')
+    assert (got, said["made"]["scope"], said["made"]["user"]) == (201, "read", auth.user_name(ANN.uid))
+
+
+def test_an_admins_token_is_no_admins_when_its_owner_is_none_any_more(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = ("authorization", "Bearer " + doors.token(Principal(ANN.uid, "ann", "admin"), "admin"))
+    roles = []
+    for groups in ({"gpubox", "gpubox-admin"}, {"gpubox"}, set()):
+        monkeypatch.setattr(auth, "_groups", lambda uid, groups=groups: groups)
+        got, said = doors.ask("GET", "/api/v1/hello", shown)
+        roles.append(said.get("role", got))
+    assert roles == ["admin", "submit", 403]
+
+
+def test_on_the_unix_socket_a_token_is_nothing(doors: Doors) -> None:
+    """There the kernel says who it is."""
+    text = doors.token()
+    assert ask("GET", "/api/v1/jobs", ("uid:1001", 1), {"Authorization": f"Bearer {text}"})[0] == 403
+
+
+@pytest.mark.parametrize("client", [("192.0.2.7", 1), ("uid:0x0", 1), ("tls", 1)])
+def test_only_the_protocol_of_the_network_takes_tokens(doors: Doors, client: tuple[str, int]) -> None:
+    scope = {"client": client, "headers": [(b"authorization", b"Bearer " + doors.token().encode())]}
+    with pytest.raises(errors.Refused, match="without saying who they are"):
+        doors.house.gate.admit(scope)
+
+
+@pytest.mark.parametrize(("host", "origin"), [("evil.com:7443", None), ("box", None), ("box:7443", "https://evil.com")])
+def test_a_good_token_does_not_help_who_comes_under_a_wrong_name(doors: Doors, host: str, origin: str | None) -> None:
+    doors.house.network = Network(["other"], 7443, "", "", lambda address: None)
+    shown = [("authorization", "Bearer " + doors.token()), ("origin", origin or "https://box:7443")]
+    assert doors.ask("GET", "/api/v1/jobs", *shown)[0] == 421
+    doors.house.network = NETWORK
+    if origin:
+        assert doors.ask("GET", "/api/v1/jobs", *shown)[0] == 403
 
 
 def test_no_header_says_who_asks() -> None:

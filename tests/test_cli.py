@@ -19,7 +19,7 @@ import pytest
 import runner
 from runner import cli, errors, model, words
 from runner.box.gpus import watch
-from runner.cli import complete, gpus, jobs, options, output, show, submit, values
+from runner.cli import complete, gpus, jobs, options, output, show, submit, values, wait
 
 HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(runner.__file__)))
 
@@ -1018,7 +1018,7 @@ def test_the_doctor_looks_at_the_gpus(box, run, seen, state, says):
 
 def test_stopping_what_does_not_run_is_no_error(home, run):
     assert run("serve", "--stop") == (0, "", "no box is running here\n")
-    assert json.loads(run("box", "--json")[1]) == [{"name": "local", "running": False, "box": None}]
+    assert json.loads(run("box", "--json")[1]) == [{"name": "local", "running": False, "used": True, "box": None}]
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------
@@ -1194,6 +1194,11 @@ def test_the_bash_script_parses_and_completes(box, run, tmp_path):
         (["submit", "--gpu-type", ""], ["3090", "4080", "H200"]),
         (["submit", "--gpu-ids", "u"], ["uuid"]),
         (["submit", "train.py", "--gpu-ids", "u"], []),
+        (["box", "r"], ["remove"]),
+        (["box", "use", ""], ["local"]),
+        (["box", "add", ""], []),
+        (["token", "n"], ["new"]),
+        (["ps", "--box", "l"], ["local"]),
     ],
 )
 def test_what_fits_is_found(box, typed, fits):
@@ -1215,6 +1220,30 @@ def test_every_command_can_be_completed(home):
     for name in cli.TABLE:
         if name not in ("help", "version"):
             assert "--help" in complete.fitting([name, "--"])
+
+
+# --- a box in another place ---
+
+
+class Away:
+    """A client of a box that has answered before and is out of reach for a while."""
+
+    def __init__(self, box: str, gone: int) -> None:
+        self.box, self.gone = box, gone
+
+    def get(self, path):
+        if self.gone:
+            self.gone -= 1
+            raise errors.Unreachable("no network", "")
+        return {"jobs": []}
+
+
+def test_a_closed_lid_is_no_reason_to_give_up_waiting(monkeypatch):
+    monkeypatch.setattr(wait, "AWAY_PAUSE", 0)
+    assert wait._ask(Away("gpubox", 20), "/jobs", met=True) == {"jobs": []}
+    for box, met in (("gpubox", False), ("local", True)):
+        with pytest.raises(errors.Unreachable):
+            wait._ask(Away(box, 1), "/jobs", met)
 
 
 # --- speaking --------------------------------------------------------------------------------------------------------

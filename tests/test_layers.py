@@ -65,6 +65,8 @@ DOORS = {
     "pathspec": ("runner.laptop.ignore", "runner.laptop.snapshot"),
     "uv": ("runner.box.envs.uv",),
     "fabric": ("runner.laptop.link",),
+    "paramiko": ("runner.laptop.link",),  # what Fabric is made of, and raises
+    "cryptography": ("runner.box.selfsigned",),
     "pynvml": ("runner.box.gpus.nvml",),
 }
 
@@ -74,6 +76,8 @@ TOO_SLOW_AT_START = (
     "asyncio", "ssl", "http", "urllib", "dataclasses", "typing", "pathlib", "subprocess", "argparse", "tempfile",
     "shutil", "logging", "inspect", "re", "enum", "runner.model", "runner.files",
 )  # fmt: skip
+# Modules of the laptop that few commands load, and those late: what is above is the least that they cost.
+LATE = ("runner.laptop.link", "runner.laptop.keeper")
 
 
 class Import(NamedTuple):
@@ -195,7 +199,9 @@ def test_beside_a_job_there_is_the_standard_library_alone() -> None:
 
 def test_a_command_starts_without_what_is_slow_to_import() -> None:
     lean = ("runner.cli", "runner.laptop", "runner.words", "runner.errors", "runner.paths")
-    wrong = [where(e) for e in imports() if below(e.module, *lean) and below(e.name, *TOO_SLOW_AT_START) and not e.lazy]
+    slow = (*TOO_SLOW_AT_START, *LATE)
+    early = [e for e in imports() if below(e.module, *lean) and not below(e.module, *LATE) and not e.lazy]
+    wrong = [where(e) for e in early if below(e.name, *slow)]
     assert not wrong, "every command pays for these at its start; import them where they are used:\n" + "\n".join(wrong)
 
 

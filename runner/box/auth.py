@@ -1,6 +1,7 @@
-"""Who asks, as the kernel says (SO_PEERCRED), and whether they may. Every route is closed unless it says otherwise.
+"""Who asks, and whether they may. Every route is closed unless it says otherwise.
 
-The protocol puts the caller into the ASGI scope's `client`, which no header reaches: proxy headers are off.
+On the unix socket the kernel says who it is (SO_PEERCRED), on the network a token. The protocol puts which of the two,
+and the caller, into the ASGI scope's `client`, which no header reaches: proxy headers are off.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ import os
 import pwd
 import socket
 import struct
+import time
 from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from runner import paths
-from runner.errors import Refused
+from runner import paths, words
+from runner.box.tokens import ADD_HINT, Tokens
+from runner.errors import NotTrusted, Refused
 from runner.model import Principal
 
 _MARK = "uid:"  # no address of a network connection begins like this
+_NETWORK = "tls:"  # nor like this
+_LOOKS = ("GET", "HEAD")
+WHO = "gpubox.who"  # in an ASGI scope: the Principal whom Front has let in
 
 
 def peer(sock: socket.socket) -> tuple[str, int]:
@@ -30,18 +36,48 @@ def peer(sock: socket.socket) -> tuple[str, int]:
     return f"{_MARK}{uid}", pid
 
 
+def visitor(address: tuple[str, int]) -> tuple[str, int]:
+    """The ASGI `client` of a connection over the network: ("tls:192.168.1.5", port)."""
+    return f"{_NETWORK}{address[0]}", address[1]
+
+
+def networked(scope: MutableMapping[str, Any]) -> tuple[str, int] | None:
+    """The address of a visitor; None for who is on this computer."""
+    name, port = scope.get("client") or ("", 0)
+    return (name.removeprefix(_NETWORK), port) if name.startswith(_NETWORK) else None
+
+
 class Gate:
     """The embedded box's: its owner and root may do everything, nobody else anything."""
 
-    def __init__(self, owner: int | None = None) -> None:
+    def __init__(self, owner: int | None = None, tokens: Tokens | None = None) -> None:
         self.owner = os.getuid() if owner is None else owner
+        self.tokens = tokens
 
     def admit(self, scope: MutableMapping[str, Any]) -> Principal:
+        """Who asks. Who may only look changes nothing, on whatever route."""
+        who = self._who(scope)
+        if who.role == "read" and scope.get("method") not in _LOOKS:
+            raise Refused(f"{who.user} may look, but not change anything", "a token with --scope submit may")
+        return who
+
+    def _who(self, scope: MutableMapping[str, Any]) -> Principal:
+        if networked(scope) is not None and self.tokens is not None:
+            return self._holder(self.tokens, scope)
         name = (scope.get("client") or ("",))[0]
         if not name.startswith(_MARK) or not name[len(_MARK) :].isdecimal():
             raise Refused("nobody may use the box without saying who they are", "use its unix socket")
         uid = int(name[len(_MARK) :])
         return Principal(uid, user_name(uid), self.role(uid))
+
+    def _holder(self, tokens: Tokens, scope: MutableMapping[str, Any]) -> Principal:
+        shown = [value for name, value in scope.get("headers", ()) if name == b"authorization"]
+        kind, _, text = (shown[0] if len(shown) == 1 else b"").decode("latin-1").partition(" ")
+        if kind.lower() != "bearer":
+            raise NotTrusted("over the network this box asks for a token", ADD_HINT)
+        token = tokens.holder(text.strip(), time.time())
+        role = min(token.scope, self.role(token.uid), key=words.ROLES.index)
+        return Principal(token.uid, user_name(token.uid), role, token.id)
 
     def role(self, uid: int) -> str:
         """submit or admin. Refused: neither."""
@@ -58,8 +94,8 @@ class Members(Gate):
 
     The groups are those of the accounts, not of a session: who was just added need not log in again for this."""
 
-    def __init__(self, members: str = paths.MEMBERS, admins: str = paths.ADMINS) -> None:
-        super().__init__(0)
+    def __init__(self, tokens: Tokens | None = None, members: str = paths.MEMBERS, admins: str = paths.ADMINS) -> None:
+        super().__init__(0, tokens)
         self.members, self.admins = members, admins
 
     def role(self, uid: int) -> str:
@@ -96,7 +132,11 @@ def user_name(uid: int) -> str:
 
 
 async def admitted(request: Request) -> Principal:
-    """The dependency of the whole application."""
+    """The dependency of the whole application. Front has asked before it let the request in; who came another way is
+    asked here."""
+    known = request.scope.get(WHO)
+    if isinstance(known, Principal):
+        return known
     gate: Gate = request.app.state.house.gate
     return gate.admit(request.scope)
 

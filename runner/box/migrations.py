@@ -14,7 +14,7 @@ from runner.box.sqlite import damaged, translated
 from runner.errors import StateDamaged
 from runner.files import failpoint, fsync_dir
 
-VERSION = 3
+VERSION = 4
 LOCK_SECONDS = 5.0  # another program may have the database for so long, until it is told to be held
 
 
@@ -42,7 +42,16 @@ def _from_2(connection: sqlite3.Connection) -> None:
     )
 
 
-STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2}
+def _from_3(connection: sqlite3.Connection) -> None:
+    """4: tokens, for those who come over the network."""
+    connection.execute(
+        "CREATE TABLE tokens (id VARCHAR NOT NULL PRIMARY KEY, digest VARCHAR NOT NULL, scope VARCHAR NOT NULL, "
+        "label VARCHAR NOT NULL, user VARCHAR NOT NULL, uid INTEGER NOT NULL, created_at FLOAT NOT NULL, "
+        "expires_at FLOAT, used_at FLOAT, revoked_at FLOAT, parent VARCHAR NOT NULL)"
+    )
+
+
+STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2, 3: _from_3}
 
 
 def prepare(path: str) -> None:

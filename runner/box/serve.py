@@ -20,7 +20,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import runner
 from runner.box import premises, settings
 from runner.box.api import House, make_app
-from runner.box.auth import Gate, Members, peer
+from runner.box.api.house import Network
+from runner.box.auth import Gate, Members, peer, visitor
 from runner.box.code import Blobs, Trees
 from runner.box.custody import Custody, Launched
 from runner.box.daemon import Daemon
@@ -33,11 +34,14 @@ from runner.box.envs.unit import UnitBuilder
 from runner.box.frozen import Parents, freeze
 from runner.box.gpus.collectors import Door, spawner
 from runner.box.gpus.watch import Watch, driver_there
+from runner.box.origins import own_names
+from runner.box.porch import Porch, listeners
 from runner.box.prepare import Preparation
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
 from runner.box.settings import SYSTEMD, Settings
 from runner.box.store import Store
+from runner.box.tokens import Tokens
 from runner.box.turns import Hints, Turns
 from runner.box.wishes import Wishes
 from runner.box.workers import Workers
@@ -123,6 +127,9 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         server = _Server(house)
         sock = premises.listen(chosen.socket, group=chosen.engine == SYSTEMD)
         await server.begin(sock)
+        if chosen.https:
+            server.open_porch(chosen)
+            diary.write(f"laptops reach it at {chosen.https}")
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, end.leave)
         if isinstance(made.engine, Plain):
@@ -133,7 +140,7 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         chores = [asyncio.create_task(_keep_house(house, diary))]
         if play is not None:
             chores.append(asyncio.create_task(play.play(turns.wake, diary.write)))
-        if by_command:
+        if by_command and not chosen.https:  # nobody could start it from elsewhere
             chores.append(asyncio.create_task(_end_when_idle(house, made.workers, end)))
         gc.collect()
         gc.freeze()
@@ -252,6 +259,7 @@ class _Made:
         return [getattr(sys, "_base_executable", sys.executable), "-I", "-S", self.pyz, "adopt"]
 
     def house(self, turns: Turns, end: _End) -> House:
+        tokens = Tokens(self.store)
         return House(
             daemon=self.daemon,
             wishes=Wishes(self.daemon, self.recipes.environment, turns.wake, self._watcher()),
@@ -259,7 +267,8 @@ class _Made:
             recipes=self.recipes,
             retention=Retention(self.daemon, self.blobs, self.environments, self.custody, self.workers.call),
             custody=self.custody,
-            gate=Members() if self.settings.engine == SYSTEMD else Gate(),
+            gate=Members(tokens) if self.settings.engine == SYSTEMD else Gate(tokens=tokens),
+            tokens=tokens,
             call=self.workers.call,
             leave=end.leave,
             doomed=end.doomed,
@@ -321,12 +330,28 @@ class _Protocol(H11Protocol):
         self.client = peer(transport.get_extra_info("socket"))
 
 
+class _Visited(H11Protocol):
+    """Of a connection over the network."""
+
+    porch: Porch
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.address: tuple[str, int] = transport.get_extra_info("peername")[:2]
+        self.client = visitor(self.address)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.porch.known(self.address)
+        super().connection_lost(exc)
+
+
 class _Server:
     """uvicorn on our socket and our loop, without its own main loop, which would wake ten times a second."""
 
     def __init__(self, house: House) -> None:
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what goes wrong is said by Front
         self._house = house
+        self._porch: Porch | None = None
         config = uvicorn.Config(
             make_app(house),
             loop="asyncio",
@@ -350,6 +375,24 @@ class _Server:
     async def begin(self, sock: socket.socket) -> None:
         await self._server.startup(sockets=[sock])
 
+    def open_porch(self, chosen: Settings) -> None:
+        """Listen on the network, too: the same application, TLS with the box's own certificate, tokens."""
+        from runner.box.certificate import Certificate  # only a box on the network pays for it
+
+        names = own_names(chosen.name, chosen.https_names)
+        certificate = Certificate(chosen.state.certificate, names)
+        porch = self._porch = Porch(listeners(chosen.https), certificate.context, self._visited)
+        self._house.network = Network(names, porch.port, porch.host, certificate.fingerprint, porch.known)
+
+    def _visited(self) -> asyncio.Protocol:
+        assert self._porch is not None, "it is open when somebody comes in"
+        config, server = self._server.config, self._server
+        made = _Visited(config, server.server_state, server.lifespan.state)
+        made.porch = self._porch
+        return made
+
     async def finish(self) -> None:
         self._house.close_streams()
+        if self._porch is not None:
+            self._porch.close()
         await self._server.shutdown()

@@ -33,6 +33,8 @@ class Settings:
     socket: str
     name: str = _setting("local", "the box's name, as in runs/<box>-<id>/")
     engine: str = _setting("plain", "plain: jobs are processes of its user; systemd: units of another", ENGINES)
+    https: str = _setting("", "where laptops reach it, as in :7443 or 192.168.1.5:7443; empty: nowhere")
+    https_names: str = _setting("", "other names by which they may ask for it, with commas between them")
     cpus: int = _setting(0, "cpus to give away; 0: all that this process may use")
     memory_bytes: int = _setting(0, "memory to give away; 0: all of it")
     base_python: str = _setting("", "interpreter of jobs that declare nothing; empty: the one under the daemon's own")

@@ -34,7 +34,8 @@ COMMANDS = {
         "adopt": ("gpus", "adopt", "take a running process into the list"),
     },
     "The box": {
-        "box": ("box", "box", "the boxes you can use, and what they have"),
+        "box": ("boxes", "box", "the boxes you can use; add one over ssh"),
+        "token": ("token", "token", "the keys with which laptops come to a box"),
         "drain": ("box", "drain", "let running jobs end and start no others"),
         "clean": ("box", "clean", "remove old logs, code and fetched outputs"),
         "serve": ("box", "serve", "run the box's daemon in this terminal, or stop it"),

@@ -1,4 +1,4 @@
-"""The box itself: box, drain, clean, serve."""
+"""The box itself: drain, clean, serve."""
 
 from __future__ import annotations
 
@@ -6,28 +6,12 @@ import time
 
 from runner import errors
 from runner.cli import options, output, values
-from runner.laptop import boxes, client
+from runner.laptop import addresses, boxes, client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-BOX = """\
-Usage: runner box [OPTIONS]
-
-The boxes you can use, and what they have. In this version that is one: local, this computer; and demo, while
-`runner serve --demo` plays it. Where `setup.yml` made a box of this computer, local is its service, for all who are in
-the group gpubox; for others, and elsewhere, it is a box of your own.
-
-Options:
-  --json                  as JSON
-  -h, --help              this text
-
-Examples:
-  runner box
-  runner box --json
-  GPUBOX_BOX=local runner ps
-"""
 DRAIN = """\
 Usage: runner drain [OPTIONS]
 
@@ -37,7 +21,7 @@ Let running jobs end and start no others, for maintenance. Jobs can still be sub
 Options:
   --off                   start jobs again
   --json                  as JSON
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:
@@ -56,7 +40,7 @@ Options:
   --older-than TIME       this old, such as 12h or 7d, instead of what the settings say; 0 is everything
   --unfetched             outputs that nobody has fetched, and nothing else
   --json                  as JSON
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:
@@ -84,67 +68,12 @@ Examples:
   runner serve --stop
   GPUBOX_STATE=/tmp/try runner serve
 """
-CLOSED = """\
-note: the service of this computer is for the group gpubox, and this session is not in it, so local is your own box
-hint: sudo adduser $USER gpubox, and then log in again"""
-STARTS = "any command that needs it starts it"
 STOP_SECONDS = 10.0
 KINDS = {  # in words of `runner clean`
     "envs": "environments",
     "trees": "work trees",
     "unfetched": "outputs not fetched",
 }
-
-
-def box(arguments: list[str]) -> int:
-    given = options.parse(BOX, arguments)
-    options.no_words(given, BOX)
-    found = {name: _running(name) for name in (boxes.LOCAL, boxes.DEMO)}
-    if found[boxes.DEMO] is None:
-        del found[boxes.DEMO]  # nobody's box while it is not on
-    if "--json" in given:
-        output.json([{"name": name, "running": hello is not None, "box": hello} for name, hello in found.items()])
-    else:
-        output.table(("BOX", "STATE", ""), [[name, *_state(name, hello)] for name, hello in found.items()], (2,))
-        if boxes.closed():
-            output.say(CLOSED)
-    return 0
-
-
-def _state(name: str, hello: dict[str, Any] | None) -> tuple[str, str]:
-    """(ready, what it has)."""
-    service = name == boxes.LOCAL and boxes.provisioned()
-    if hello is None:
-        return ("away", "`systemctl status gpubox` says why") if service else ("asleep", STARTS)
-    capacity = hello.get("capacity") or {}
-    free = hello.get("free") or {}
-    parts = [
-        output.many(int(capacity["cpus"]), "core") if capacity.get("cpus") else "",
-        f"{output.size(capacity['memory_bytes'])} of memory" if capacity.get("memory_bytes") else "",
-        output.many(int(capacity["gpus"]), "GPU") if capacity.get("gpus") else "",
-        _free(capacity, free),
-        "the service of this computer" if service else "",
-    ]
-    return "draining" if hello.get("draining") else "ready", ", ".join(filter(None, parts))
-
-
-def _free(capacity: dict[str, Any], free: dict[str, Any]) -> str:
-    """5 cores free; with GPUs also those that nobody uses."""
-    parts = [
-        output.many(int(free[name]), thing)
-        for name, thing in (("cpus", "core"), ("gpus", "GPU"))
-        if capacity.get(name) and name in free
-    ]
-    return f"{' and '.join(parts)} free" if parts else ""
-
-
-def _running(name: str) -> dict[str, Any] | None:
-    """What a box of this computer says of itself; None when no daemon runs."""
-    try:
-        api = boxes.open_box(name, start=False)
-        return {**api.get("/hello"), **api.get("/box")}
-    except errors.Unreachable:
-        return None
 
 
 def drain(arguments: list[str]) -> int:
@@ -220,7 +149,7 @@ def serve(arguments: list[str]) -> int:
         )
     if "--stop" not in given:
         boxes.exec_daemon(*(["--demo"] if demo else []))
-    return _stop(boxes.DEMO if demo else boxes.LOCAL)
+    return _stop(addresses.DEMO if demo else addresses.LOCAL)
 
 
 def _stop(box: str) -> int:

@@ -104,6 +104,14 @@ def fitting(typed: list[str]) -> list[str]:
         return [name for name in SHELLS if name.startswith(last)]
     if command == "submit" and before[-1] in VALUES and not _past_script(text, before[1:-1]):
         return [value for value in VALUES[before[-1]]() if value.startswith(last)]
+    if (
+        before[-1] == "--box"
+        and "--box" in options.declared(text)
+        and not (command == "submit" and _past_script(text, before[1:-1]))
+    ):
+        return [name for name in _boxes() if name.startswith(last)]
+    if command in ("box", "token"):
+        return [word for word in _kept(command, before[1:]) if word.startswith(last)]
     if command == "gpus":
         verbs = [word for word in before[1:] if not word.startswith("-")]
         return [word for word in (_gpu_indices() if verbs else VERBS) if word.startswith(last)]
@@ -129,6 +137,22 @@ def _past_script(text: str, before: list[str]) -> bool:
         return bool(options.parse(text, before, stop_at_word=True).words)
     except errors.Problem:
         return False
+
+
+def _kept(command: str, before: list[str]) -> list[str]:
+    """Verbs, and then the boxes that this computer knows."""
+    from runner.cli import boxes, token
+
+    verbs = [word for word in before if not word.startswith("-")]
+    if not verbs:
+        return list(boxes.VERBS if command == "box" else token.VERBS)
+    return _boxes() if command == "box" and verbs[0] in ("use", "test", "remove") else []
+
+
+def _boxes() -> list[str]:
+    from runner.laptop import addresses
+
+    return [addresses.LOCAL, *addresses.names()]
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -164,8 +188,10 @@ def _job_ids(states: str, start: str) -> list[str]:
 
 def _awake() -> Client:
     """The box, if it runs, whatever version it has."""
-    from runner.laptop import boxes
+    from runner.laptop import addresses, boxes
 
     api = boxes.open_box(start=False)
+    if api.box not in (addresses.LOCAL, addresses.DEMO):
+        raise errors.Unreachable("a key that is pressed must not wait for a network")
     api.greet = None
     return api

@@ -26,7 +26,7 @@ What changed between two jobs: files, arguments, options. With one ID: between t
 Options:
   --stat                  name the files only
   --json                  as JSON
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:

@@ -15,7 +15,7 @@ import runner
 from runner import errors, paths, words
 from runner.cli import options, output
 from runner.cli.gpus import NO_DRIVER
-from runner.laptop import boxes
+from runner.laptop import addresses, boxes
 from runner.laptop.light import dumps, loads
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ Options:
   --train                 also train with PyTorch on a GPU, as a job; the first time it fetches some GB
   --torch-index URL       where --train gets PyTorch, instead of pip's index, or PyTorch's own for older cards
   --json                  as JSON: {"ok", "checks": [{"id", "state", "what", "why", "next", "evidence"}]}
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:
@@ -71,7 +71,7 @@ def doctor(arguments: list[str]) -> int:
     seen = list(_seen(name))
     for finding in seen:
         told.tell(finding)
-    complete = name != boxes.LOCAL or _examine(given, seen, told)
+    complete = name != addresses.LOCAL or _examine(given, seen, told)
     told.end()
     states = {finding["state"] for finding in told.findings}
     checked = states & {OK, WARNING, FAILED}
@@ -156,8 +156,8 @@ def _finding(id: str, state: str, what: str, next: str = "", why: str = "") -> F
 
 def _seen(name: str) -> Iterator[Finding]:
     """What a command sees."""
-    made = name == boxes.LOCAL and _made()
-    own = name == boxes.LOCAL and not made
+    made = name == addresses.LOCAL and _made()
+    own = name == addresses.LOCAL and not made
     for check in (_python, _git, *((_uv, _state, _locks, _disk, _socket) if own else ())):
         yield _guarded(check)
     if own and boxes.closed():
@@ -304,7 +304,7 @@ def _box(name: str) -> Iterator[Finding]:
         _, headers, hello = api.request("GET", "/hello")
         about = api.get("/box")
     except errors.Problem as problem:
-        service = name == boxes.LOCAL and boxes.provisioned()
+        service = name == addresses.LOCAL and boxes.provisioned()
         next = START if service and isinstance(problem, errors.Unreachable) else problem.hint
         yield _finding("service.answers", FAILED, problem.message, next, problem.hint if next != problem.hint else "")
         return

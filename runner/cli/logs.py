@@ -32,7 +32,7 @@ Options:
   --head N                the first N lines
   --raw                   every byte as it was written, escape codes too: only for jobs that you trust
   --json                  one JSON object for each piece of the log, change of state and end
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 With -f the exit code is the job's own; 128 + n if signal n ended it; 143 if it was cancelled before, 124 over its time
@@ -141,6 +141,7 @@ class Follower:
         self.until: int | None = None  # stop here; None: at the job's end
         self.started = 0  # the attempt whose start has been told
         self.waited = ""
+        self.met = False  # the box has said something
         terminal = sys.stdout.isatty() and not form
         self.filter: Screen | Folded | None = None if form else Screen() if terminal else Folded()
 
@@ -155,24 +156,28 @@ class Follower:
 
     def to_end(self) -> dict[str, Any] | None:
         """Print up to the job's end and return it; None when we are to stop before."""
-        lost, connected = 0, False
+        lost = 0
         while self.lines != 0:
             try:
                 chunks = self.client.stream("GET", self._path(), patience=PATIENCE)
-                for frame, body in frames(chunks):
-                    connected = True
+                for frame, body in frames(self._heard(chunks)):
                     lost = lost if frame["kind"] == "state" else 0  # a box that falls over at once is left in peace
                     if self._take(frame, body):
                         self.pause()
                         return frame.get("job")
             except errors.Unreachable:
-                if not connected:
+                if not self.met:
                     raise
             if not lost:
                 self._say("connection lost, trying again (Ctrl-C leaves, the job goes on)", aloud=True)
             time.sleep(PAUSES[min(lost, len(PAUSES) - 1)])
             lost += 1
         return None
+
+    def _heard(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self.met |= bool(chunk)  # also when the connection ends before its first frame
+            yield chunk
 
     def leave(self, aloud: bool) -> None:
         """On Ctrl-C: the terminal as it was, and how to come back."""

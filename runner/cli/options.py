@@ -12,7 +12,7 @@ from runner import errors
 
 COMMON = """\
   --json                  as JSON
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 """  # what most commands take
 

@@ -20,7 +20,7 @@ is never overwritten. Following a job does this by itself when it ends.
 Options:
   -q, --quiet             print the folders only
   --json                  as JSON
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:

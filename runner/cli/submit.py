@@ -58,7 +58,7 @@ How it goes on:
   -d, --detach            print the job's id and return at once
   --json                  print the box's answer as JSON and return at once
   --dry-run               say what would be sent, and send nothing
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:
@@ -74,7 +74,7 @@ Run a job again with the code, the arguments and the options it had, and follow 
 Options:
   -d, --detach            print the new job's id and return at once
   --json                  print the box's answer as JSON and return at once
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:

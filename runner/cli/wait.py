@@ -9,7 +9,7 @@ import time
 
 from runner import errors, words
 from runner.cli import logs, options, output, values
-from runner.laptop import boxes
+from runner.laptop import addresses, boxes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Options:
   --timeout TIME          give up after this long, with 75
   -q, --quiet             do not name each job as it ends
   --json                  the ended jobs as JSON
-  --box NAME              which box (GPUBOX_BOX, else local)
+  --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
 
 Examples:
@@ -39,6 +39,7 @@ Examples:
 """
 PATIENCE = 15.0  # seconds without an event after which we look anyway
 NAMED = 10  # jobs of an array whose failure is told one by one
+AWAY_PAUSE = 5.0
 PAUSE = 0.2  # between two looks at a busy array
 
 
@@ -64,7 +65,7 @@ def _ends(api: Client, ids: list[int | str], deadline: float | None) -> Iterator
     wanted: list[int | str] = ids
     only = ""
     for _ in _looks(api, deadline):
-        jobs = api.get(f"/jobs?ids={values.query(wanted)}{only}")["jobs"]
+        jobs = _ask(api, f"/jobs?ids={values.query(wanted)}{only}", bool(only))["jobs"]
         yield from (job for job in jobs if job["state"] in words.FINISHED)
         if only:
             ended = {job["id"] for job in jobs}
@@ -100,6 +101,17 @@ def _looks(api: Client, deadline: float | None = None) -> Iterator[None]:
         except errors.Unreachable:
             _check(deadline)  # silence or a restart; if the box is really gone, the next look says so
         time.sleep(PAUSE)
+
+
+def _ask(api: Client, path: str, met: bool) -> Any:
+    """GET. A box in another place that has answered before is waited for: a closed lid is no reason to give up."""
+    while True:
+        try:
+            return api.get(path)
+        except errors.Unreachable:
+            if not met or api.box in (addresses.LOCAL, addresses.DEMO):
+                raise
+        time.sleep(AWAY_PAUSE)
 
 
 def _patience(deadline: float | None) -> float:
@@ -139,7 +151,7 @@ class _Watch:
 
     def look(self) -> bool:
         """Whether all have ended."""
-        counts = self.api.get(f"/groups/{self.group}")["jobs"]
+        counts = _ask(self.api, f"/groups/{self.group}", self.left is not None)["jobs"]
         if self.left is None:
             first = int(self.group[1:])
             self.left = dict.fromkeys(range(first, first + sum(counts.values())))
@@ -151,7 +163,7 @@ class _Watch:
     def _take(self, left: dict[int, None]) -> None:
         """The jobs that ended since the last look. Only those are asked for: an array can have 10,000."""
         ids = values.query(list(left))
-        for job in self.api.get(f"/jobs?ids={ids}&state={','.join(words.FINISHED)}")["jobs"]:
+        for job in _ask(self.api, f"/jobs?ids={ids}&state={','.join(words.FINISHED)}", True)["jobs"]:
             left.pop(int(job["id"]), None)
             self._ended(job)
 

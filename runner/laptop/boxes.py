@@ -1,6 +1,6 @@
-"""Which box, and how to reach it. "local" is the service of a provisioned box where that is here and we may use it;
-else the embedded one: the first command that needs it starts its daemon. "demo" is what `runner serve --demo` plays,
-while it does."""
+"""Which box, and how to reach it. One that was added is reached over the network (ways.py). "local" is the service of a
+provisioned box where that is here and we may use it; else the embedded one: the first command that needs it starts its
+daemon. "demo" is what `runner serve --demo` plays, while it does."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import time
 
 import runner
 from runner import errors, paths
-from runner.laptop.client import CONNECT_SECONDS, Client
+from runner.laptop import addresses
+from runner.laptop.addresses import DEMO, LOCAL
+from runner.laptop.client import CONNECT_SECONDS, Client, Lost
 from runner.laptop.light import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-LOCAL, DEMO = "local", "demo"
+    from runner.laptop.pin import Pinned
+
 START_SECONDS = 20.0  # for a daemon to say that it listens
 SETTLE_SECONDS = 5.0  # for another command's daemon to listen; for one of an older version to be replaced
 TICK = 0.02
@@ -28,18 +31,48 @@ GONE = (errno.ENOENT, errno.ECONNREFUSED)  # no daemon: no socket, or one that n
 
 
 def choose(name: str | None) -> str:
-    """The box's name: `--box`, else GPUBOX_BOX, else the embedded one."""
-    name = name or os.environ.get("GPUBOX_BOX") or LOCAL
+    """The box's name: `--box`, else GPUBOX_BOX, else the one in use (`runner box use`)."""
+    name = name or meant()
     if name not in (LOCAL, DEMO):
-        raise errors.NotFound(f'no box named "{name}"{errors.nearest(name, [LOCAL, DEMO])}', "`runner box` lists them")
+        addresses.read(name)
     return name
+
+
+def meant() -> str:
+    """The name of the box that is meant when a command names none."""
+    return os.environ.get("GPUBOX_BOX") or addresses.in_use()
 
 
 def open_box(name: str | None = None, start: bool = True) -> Client:
     """A client of the box, connected when it is first used. start: start the embedded daemon if none runs."""
     box = choose(name)
+    if box not in (LOCAL, DEMO):
+        return remote(addresses.read(box))
     client = Client(connect_to_demo if box == DEMO else connect_or_start if start else connect, box)
     client.greet = _renew
+    return client
+
+
+def remote(address: addresses.Address) -> Client:
+    """A client of a box that was added."""
+    from runner.laptop import ways
+
+    met = False
+
+    def connect() -> Pinned:
+        nonlocal met
+        try:
+            sock = ways.connect(address)
+        except errors.Unreachable as gone:
+            if not met:
+                raise
+            raise Lost(gone.message, gone.hint) from None  # it was there a moment ago: another try may do
+        met = True
+        return sock
+
+    client = Client(connect, address.name)
+    client.always = address.always()
+    client.greet = _compare
     return client
 
 
@@ -239,13 +272,7 @@ def _renew(client: Client, headers: dict[str, str]) -> bool:
     """Look at the first reply: an older daemon is asked to re-exec itself as our version; a newer one, and a service,
     are left alone.
     True if it was replaced, so that the question is asked again."""
-    level = headers.get("x-gpubox-api", "")
-    if not level.isdecimal():
-        raise errors.Unreachable("what answers is not a box: it names no API level", "see `runner doctor`")
-    if int(level) > runner.API_LEVEL:
-        raise errors.Unreachable(
-            f"the box speaks API level {level}, this command only {runner.API_LEVEL}", "upgrade gpubox here"
-        )
+    _level(headers)
     if provisioned():
         return False  # a service is upgraded with its box
     if not _older(headers.get("x-gpubox-version", ""), runner.__version__):
@@ -261,6 +288,27 @@ def _renew(client: Client, headers: dict[str, str]) -> bool:
         f"the box's daemon is older than this command ({runner.__version__}) and did not restart",
         "`runner serve --stop`, then try again",
     )
+
+
+def _compare(client: Client, headers: dict[str, str]) -> bool:
+    """Refuse a box in another place that speaks an older language: it can't be renewed from here."""
+    level = _level(headers)
+    if level < runner.API_LEVEL:
+        hint = f"upgrade gpubox there, to {runner.__version__} or later"
+        raise errors.Unreachable(f"the box speaks API level {level} only, this command {runner.API_LEVEL}", hint)
+    return False
+
+
+def _level(headers: dict[str, str]) -> int:
+    """That of the box; Unreachable when it is newer than ours, or none."""
+    level = headers.get("x-gpubox-api", "")
+    if not level.isdecimal():
+        raise errors.Unreachable("what answers is not a box: it names no API level", "see `runner doctor`")
+    if int(level) > runner.API_LEVEL:
+        raise errors.Unreachable(
+            f"the box speaks API level {level}, this command only {runner.API_LEVEL}", "upgrade gpubox here"
+        )
+    return int(level)
 
 
 def _older(theirs: str, ours: str) -> bool:

@@ -6,7 +6,6 @@ an error of ours. A request that can be repeated (GET, or one with an idempotenc
 
 from __future__ import annotations
 
-import _socket
 import os
 import time
 
@@ -16,7 +15,16 @@ from runner.laptop.light import dumps, loads
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Socket(Protocol):
+        """What a connection needs of one."""
+
+        def sendall(self, data: bytes, /) -> None: ...
+        def recv(self, size: int, /) -> bytes: ...
+        def settimeout(self, seconds: float | None, /) -> None: ...
+        def close(self) -> None: ...
+
 
 PREFIX = "/api/v1"
 CONNECT_SECONDS = 5.0
@@ -74,7 +82,7 @@ class Connection:
 
     __slots__ = ("buffer", "reusable", "socket")
 
-    def __init__(self, sock: _socket.socket) -> None:
+    def __init__(self, sock: Socket) -> None:
         self.socket, self.buffer, self.reusable = sock, b"", False
 
     def send(self, data: bytes) -> None:
@@ -165,9 +173,10 @@ class Connection:
 class Client:
     """Talks to one box. A connection that has carried a whole reply is kept for the next request."""
 
-    def __init__(self, connect: Callable[[], _socket.socket], box: str = "local") -> None:
+    def __init__(self, connect: Callable[[], Socket], box: str = "local") -> None:
         self.box = box
         self.connect = connect
+        self.always = {"Host": box}  # headers of every request
         self.greet: Callable[[Client, dict[str, str]], bool] | None = None  # sees the first reply; True: ask again
         self._idle: Connection | None = None
 
@@ -253,7 +262,7 @@ class Client:
     ) -> Reply:
         connection, self._idle = self._idle or Connection(self.connect()), None
         connection.socket.settimeout(REPLY_SECONDS)
-        sent = {"Host": self.box, **(headers or {})}
+        sent = {**self.always, **(headers or {})}
         if json is not None:
             body = dumps(json).encode()
             sent["Content-Type"] = "application/json"

@@ -13,7 +13,7 @@ import os
 import stat
 
 from runner import errors, words
-from runner.laptop.client import quote
+from runner.laptop.client import Lost, quote
 from runner.laptop.light import dumps, loads
 
 TYPE_CHECKING = False
@@ -277,15 +277,25 @@ class _Folder:
             if size > version[0]:
                 os.ftruncate(fd, 0)
                 size = 0
-            if size < version[0]:
-                url = f"/jobs/{self.job_id}/outputs/{quote(path)}?offset={size}"
-                for piece in self.client.stream("GET", url):
-                    view = memoryview(piece)
-                    while view:
-                        view = view[os.write(fd, view) :]
+            while size < version[0]:
+                before = size
+                try:
+                    self._continue(fd, path, size)
+                    break
+                except Lost:  # what arrived is here: the rest is asked for, unless nothing comes at all
+                    size = os.fstat(fd).st_size
+                    if size == before:
+                        raise
         finally:
             os.close(fd)
         return part
+
+    def _continue(self, fd: int, path: str, size: int) -> None:
+        url = f"/jobs/{self.job_id}/outputs/{quote(path)}?offset={size}"
+        for piece in self.client.stream("GET", url):
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(fd, view) :]
 
     def _arrived(self, path: str, size: int) -> None:
         place = self.receipt[path]["as"]

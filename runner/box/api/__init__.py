@@ -1,9 +1,11 @@
-"""The API: thin routes that parse, ask the daemon and answer. Everything under /api/v1, JSON, over a unix socket.
+"""The API: thin routes that parse, ask the daemon and answer. Everything under /api/v1, JSON, over a unix socket
+and, where the owner says so, over HTTPS.
 
 jobs.py   submit, list, show, wishes          house.py   what the routes may reach
 logs.py   logs, outputs, events               front.py   limits, headers, errors
 code.py   snapshots and contents
 gpus.py   the GPUs
+tokens.py who may come in over the network
 box.py    the box itself
 """
 
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Depends, FastAPI
 
 import runner
-from runner.box.api import box, code, gpus, jobs, logs
+from runner.box.api import box, code, gpus, jobs, logs, tokens
 from runner.box.api.front import Front, set_words
 from runner.box.api.house import House
 from runner.box.auth import admitted
@@ -47,7 +49,7 @@ def make_app(house: House | None) -> FastAPI:
         redirect_slashes=False,
     )
     routes = APIRouter(prefix=PREFIX)
-    for part in (box, code, gpus, jobs, logs):
+    for part in (box, code, gpus, jobs, logs, tokens):
         routes.include_router(part.routes)
     app.include_router(routes)
     set_words(app)

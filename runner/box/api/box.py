@@ -33,6 +33,7 @@ class Hello:
     role: str
     state: str
     draining: bool
+    at: float  # by the box's clock
 
 
 @dataclass
@@ -94,6 +95,7 @@ async def hello(here: Here, who: Who) -> Response:
             "role": who.role,
             "state": settings.state,
             "draining": here.daemon.draining,
+            "at": time.time(),
         }
     )
 

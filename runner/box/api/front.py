@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import nullcontext
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,7 +14,10 @@ from starlette.requests import ClientDisconnect
 
 import runner
 from runner import errors, files
+from runner.box import origins
 from runner.box.api.house import House, answer
+from runner.box.auth import WHO, networked
+from runner.model import Principal
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,7 +51,12 @@ class Front:
         try:
             if len(self.house.connections) > CONNECTIONS_MAX:
                 return await too_many()(scope, receive, with_headers)
-            await self.app(scope, limited(scope, receive), with_headers)
+            try:
+                who = self._let_in(scope)
+            except errors.Problem as problem:
+                return await turned_away(problem)(scope, receive, with_headers)
+            with self.house.answers(who.token) if who.token else nullcontext():
+                await self.app(scope, limited(scope, receive), with_headers)
         except ClientDisconnect:
             pass  # whoever asked has gone, with nobody left to tell
         except Exception as error:
@@ -66,15 +75,30 @@ class Front:
             self.house.requests -= 1
             self.house.touch()
 
+    def _let_in(self, scope: Scope) -> Principal:
+        """Before a byte of the body is read: from where, under which name, and who."""
+        network, address = self.house.network, networked(scope)
+        if network is not None and address is not None:
+            origins.check(scope["headers"], network.names, scope["server"][0], network.port)
+        who = scope[WHO] = self.house.gate.admit(scope)
+        if network is not None and address is not None:
+            network.known(address)
+        return who
+
+
+def turned_away(problem: errors.Problem) -> Response:
+    """Refused, and nothing more is read from that connection."""
+    reply = refused(problem)
+    reply.headers["connection"] = "close"
+    return reply
+
 
 def too_many() -> Response:
     """Refused, and the connection closed: the room is for those who are being answered."""
     full = errors.Unreachable(
         f"the box has more than {CONNECTIONS_MAX} connections open", "try again when some of the followers are gone"
     )
-    reply = refused(full)
-    reply.headers["connection"] = "close"
-    return reply
+    return turned_away(full)
 
 
 def limited(scope: Scope, receive: Receive) -> Receive:

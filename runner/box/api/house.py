@@ -20,6 +20,7 @@ from runner.box.custody import Custody
 from runner.box.daemon import Daemon
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
+from runner.box.tokens import Tokens
 from runner.box.wishes import Wishes
 from runner.model import Job
 
@@ -32,6 +33,17 @@ async def _known() -> None:
 
 
 @dataclass
+class Network:
+    """How the box is reached from elsewhere."""
+
+    names: list[str]  # that it answers to
+    port: int
+    address: str  # at which the box reaches it itself
+    fingerprint: str  # SHA-256 of its certificate, in hex
+    known: Callable[[tuple[str, int]], None]  # a request of this connection was let in
+
+
+@dataclass
 class House:
     daemon: Daemon
     wishes: Wishes
@@ -40,12 +52,15 @@ class House:
     retention: Retention
     custody: Custody
     gate: Gate
+    tokens: Tokens
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
     doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so
     gpus_known: Callable[[], Awaitable[None]] = _known  # wait, shortly, until a daemon that is new has seen its GPUs
+    network: Network | None = None  # None: the box listens on its unix socket alone
     connections: Sized = ()  # that are open now
     requests: int = 0  # being answered now, streams included
+    answering: dict[str, set[asyncio.Task[Any]]] = field(default_factory=dict)  # by the id of the token that was shown
     last_request: float = 0.0  # monotonic
     _streams: set[asyncio.Event] = field(default_factory=set)
     closing: bool = False
@@ -66,6 +81,25 @@ class House:
         self.closing = True
         for woken in self._streams:
             woken.set()
+
+    @contextmanager
+    def answers(self, token: str) -> Iterator[None]:
+        """This task answers a request that came with a token."""
+        task = asyncio.current_task()
+        assert task is not None, "a request is answered by a task"
+        mine = self.answering.setdefault(token, set())
+        mine.add(task)
+        try:
+            yield
+        finally:
+            mine.discard(task)
+            if not mine:
+                self.answering.pop(token, None)
+
+    def hang_up(self, token: str) -> None:
+        """End what is being answered for a token, other than this very request."""
+        for task in self.answering.get(token, set()) - {asyncio.current_task()}:
+            task.cancel()
 
     def touch(self) -> None:
         self.last_request = time.monotonic()

@@ -17,7 +17,6 @@ from sqlmodel import bindparam, delete, func, insert, select, text, update
 
 from runner import words
 from runner.box.store import statements
-from runner.box.store.cards import Cards
 from runner.box.store.rows import (
     Group,
     KnownGpu,
@@ -35,6 +34,7 @@ from runner.box.store.rows import (
     step,
 )
 from runner.box.store.tables import ATTEMPTS, JOBS, KEYS, META, SPECS
+from runner.box.store.tokens import Tokens
 from runner.errors import KeyReused, NotFound
 from runner.model import Attempt, Job, JobSpec, Submitted
 
@@ -48,7 +48,7 @@ NOWHERE: Mapping[int, Sequence[str]] = {}
 NONE_STUCK: Mapping[str, Stuck | None] = {}
 
 
-class Store(Cards):
+class Store(Tokens):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.box_id = self._box_id()

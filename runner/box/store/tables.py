@@ -103,12 +103,30 @@ class GpuRow(SQLModel, table=True):
     stuck: str | None = None  # JSON of a Stuck
 
 
+class TokenRow(SQLModel, table=True):
+    """A token, without its secret: only the SHA-256 of that is kept."""
+
+    __tablename__ = "tokens"
+    id: str = Field(primary_key=True)
+    digest: str  # hex
+    scope: str
+    label: str
+    user: str
+    uid: int
+    created_at: float
+    expires_at: float | None = None
+    used_at: float | None = None
+    revoked_at: float | None = None
+    parent: str = ""
+
+
 JOBS = JobRow.__table__  # type: ignore[attr-defined]
 ATTEMPTS = AttemptRow.__table__  # type: ignore[attr-defined]
 SPECS = SpecRow.__table__  # type: ignore[attr-defined]
 KEYS = KeyRow.__table__  # type: ignore[attr-defined]
 META = Meta.__table__  # type: ignore[attr-defined]
 GPUS = GpuRow.__table__  # type: ignore[attr-defined]
+TOKENS = TokenRow.__table__  # type: ignore[attr-defined]
 INDEXES = (
     "CREATE INDEX IF NOT EXISTS jobs_by_end ON jobs (state, ended_at, id)",
     # Of ended jobs alone: neither a submit nor a start has it to write.

@@ -1,0 +1,158 @@
+"""L1: `runner submit -d` from a laptop, directly and through ssh, beside a fresh `ssh box true`; all on loopback.
+
+The far side's shell reads no rc file, and ssh has its default key exchange. Wants ssh, ssh-keygen and sshd.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from bench.common import NULL, RUNNER, Box, Figure, project, seconds
+from bench.submit import YOUNG
+
+SSHD = next((path for path in ("/usr/sbin/sshd", "/usr/bin/sshd") if os.access(path, os.X_OK)), None)
+TIMES = 20
+
+
+def measure() -> list[Figure]:
+    if SSHD is None or shutil.which("ssh") is None:
+        print("L1 needs ssh and sshd: apt install openssh-client openssh-server")
+        return []
+    with _box() as mine, _host(mine) as ssh:
+        root = project(mine, 1000)
+        mine.request("POST", "/box/drain", {"on": True})
+        far = {**mine.env, "XDG_CONFIG_HOME": f"{mine.root}/far"}  # the box is local for who is there, gpubox for us
+        del far["GPUBOX_STATE"]
+        program = _program(mine)
+        subprocess.run(
+            [RUNNER, "box", "add", "--name", "gpubox", "--runner", program, "gpubox"], env=far, check=True, stdout=NULL
+        )
+        submit = [RUNNER, "submit", "-d", "--base", "train.py"]
+        first = seconds(submit, far, root)
+        time.sleep(YOUNG)
+        yards: list[float] = []
+        figures = []
+        for way, bar in (("direct", 0.6), ("tunnel", 0.8)):
+            env = {**far, "GPUBOX_WAY": way}
+            figures.append(
+                _beside(f"L1 submit -d, unchanged, {way}", partial(seconds, submit, env, root), ssh, bar, yards)
+            )
+        for way in ("direct", "tunnel"):
+            env = {**far, "GPUBOX_WAY": way}
+            figures.append(
+                _beside(
+                    f"L1 submit -d after a one-line edit, {way}",
+                    partial(_edited, submit, env, root),
+                    ssh,
+                    None,
+                    yards,
+                )
+            )
+        alone = [_alone(submit, {**far, "GPUBOX_WAY": "tunnel"}, root) for _ in range(5)]
+        yard = statistics.median(yards)
+        figures.append(Figure("L1 submit -d, first use of a tunnel", statistics.median(alone) / yard, "x", 2.5))
+        figures.append(Figure("L1 first submit, 1,000 files of 20 kB to send, direct", first * 1e3, "ms"))
+        _end_tunnels(far)
+        return figures
+
+
+@contextmanager
+def _box() -> Iterator[Box]:
+    """One that listens on the network."""
+    made = Box()
+    try:
+        folder = f"{made.env['XDG_CONFIG_HOME']}/gpubox"
+        os.makedirs(folder)
+        with open(f"{folder}/box.toml", "w") as file:
+            file.write('https = "127.0.0.1:0"\n')
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def _beside(
+    name: str, run: Callable[[], float], ssh: Callable[[], float], bar: float | None, yards: list[float]
+) -> Figure:
+    run()
+    ours, theirs = [], []
+    for _ in range(TIMES):
+        theirs.append(ssh())
+        ours.append(run())
+    yards += theirs
+    middle, yard = statistics.median(ours), statistics.median(theirs)
+    note = f"{middle * 1e3:.1f} ms ({min(ours) * 1e3:.1f} to {max(ours) * 1e3:.1f}); ssh box true {yard * 1e3:.1f} ms"
+    return Figure(name, middle / yard, "x", bar, note=note)
+
+
+def _edited(submit: list[str], env: dict[str, str], root: str) -> float:
+    with open(f"{root}/package3/module170.py", "a") as file:
+        file.write(f"# {time.time()}\n")
+    return seconds(submit, env, root)
+
+
+def _alone(submit: list[str], env: dict[str, str], root: str) -> float:
+    _end_tunnels(env)
+    return seconds(submit, env, root)
+
+
+def _end_tunnels(env: dict[str, str]) -> None:
+    """A keeper leaves when its socket is gone."""
+    folder = f"{env['XDG_RUNTIME_DIR']}/gpubox"
+    for name in os.listdir(folder):
+        os.unlink(f"{folder}/{name}")
+    time.sleep(1.5)
+
+
+def _program(mine: Box) -> str:
+    path = f"{mine.root}/runner"
+    with open(path, "w") as file:
+        file.write(f'#!/bin/sh\nexport GPUBOX_STATE={mine.state}\nexec {RUNNER} "$@"\n')
+    os.chmod(path, 0o755)
+    return path
+
+
+@contextmanager
+def _host(mine: Box) -> Iterator[Callable[[], float]]:
+    """An sshd that lets us in as ourselves, known to our ssh; yields what measures a fresh `ssh box true`."""
+    folder = f"{mine.root}/.ssh"
+    os.mkdir(folder, 0o700)
+    for name in ("id_ed25519", "host"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/{name}"], check=True, stdin=NULL
+        )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with open(f"{folder}/host.pub") as key, open(f"{folder}/known_hosts", "w") as known:
+        known.write(f"[127.0.0.1]:{port} {key.read()}")
+    with open(f"{folder}/config", "w") as file:
+        file.write(f"Host gpubox\n HostName 127.0.0.1\n Port {port}\n User {os.environ.get('USER', 'root')}\n")
+        file.write(f" IdentityFile {folder}/id_ed25519\n UserKnownHostsFile {folder}/known_hosts\n")
+    with open(f"{folder}/sshd", "w") as file:
+        file.write(
+            f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nUsePAM no\nStrictModes no\nPidFile none\n"
+        )
+        file.write(f"AuthorizedKeysFile {folder}/id_ed25519.pub\nPasswordAuthentication no\nSetEnv SHLVL=1\n")
+    if os.geteuid() == 0:
+        os.makedirs("/run/sshd", exist_ok=True)
+    assert SSHD is not None
+    daemon = subprocess.Popen([SSHD, "-D", "-e", "-f", f"{folder}/sshd"], stdin=NULL, stdout=NULL, stderr=NULL)
+    try:
+        ssh = ["ssh", "-F", f"{folder}/config", "gpubox", "true"]
+        for _ in range(100):
+            if subprocess.run(ssh, env=mine.env, stdin=NULL, stderr=NULL).returncode == 0:
+                break
+            time.sleep(0.05)
+        yield lambda: seconds(ssh, mine.env, mine.root)
+    finally:
+        daemon.kill()
+        daemon.wait()

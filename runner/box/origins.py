@@ -1,0 +1,70 @@
+"""Under which name the box was asked for, and from which page: what a browser that was led astray gives away.
+
+A page of another site can have its name point to the box (DNS rebinding): then Host is not one of the box's. It can ask
+the box by its right name: then Origin or Sec-Fetch-Site says so. A program that is no browser sends neither.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+
+from runner.errors import Misdirected, Refused
+
+Headers = Iterable[tuple[bytes, bytes]]
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+def own_names(name: str, more: str) -> list[str]:
+    """What the box is called, its own host name first: that, the box's name, both with .local, and those of a list."""
+    host = socket.gethostname().lower().partition(".")[0]
+    full = socket.gethostname().lower()
+    names = [host, f"{host}.local", full, name.lower(), f"{name.lower()}.local", *more.lower().split(",")]
+    kept = [each.strip() for each in names if _sound(each.strip())]
+    return list(dict.fromkeys(kept)) or ["gpubox"]
+
+
+def _sound(name: str) -> bool:
+    return bool(name) and name.isascii() and not set(name) - set("abcdefghijklmnopqrstuvwxyz0123456789.-_:")
+
+
+def check(headers: Headers, names: Sequence[str], address: str, port: int) -> None:
+    """Misdirected: Host is not one of our names, with our port. Refused: a page of another site asks.
+
+    address: ours, on which this connection came in; that is a right name as well."""
+    found = list(headers)
+    host = _only(found, b"host")
+    if host is None or not _ours(host, names, address, port):
+        raise Misdirected("the box has another name than the one that it was asked for", "https_names may name more")
+    site = _only(found, b"sec-fetch-site", "none")
+    origin = _only(found, b"origin", f"https://{host}")
+    if site not in ("same-origin", "none") or origin is None or origin.lower() != f"https://{host}".lower():
+        raise Refused("a page of another site asks, and this box does not answer those")
+
+
+def _only(headers: Iterable[tuple[bytes, bytes]], name: bytes, absent: str | None = None) -> str | None:
+    """The value of a header; None where it is there several times."""
+    values = [value.decode("latin-1") for each, value in headers if each == name]
+    return absent if not values else values[0] if len(values) == 1 else None
+
+
+def _ours(host: str, names: Sequence[str], address: str, port: int) -> bool:
+    if host.startswith("["):
+        name, _, rest = host[1:].partition("]")
+        if ":" not in name:
+            return False
+    else:
+        name, colon, digits = host.partition(":")
+        rest = colon + digits
+    if rest != f":{port}" and not (rest == "" and port == 443):
+        return False
+    return name.lower() in (*names, *LOCAL) or _same(name, address)
+
+
+def _same(name: str, address: str) -> bool:
+    try:
+        ours, said = ipaddress.ip_address(address.partition("%")[0]), ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return said in (ours, getattr(ours, "ipv4_mapped", None))

@@ -1,0 +1,139 @@
+"""The porch: connections from the network that have not shown a token yet are few, and have not much time.
+
+A connection is a stranger until a request on it has been let in. Strangers beyond STRANGERS_MAX cost the oldest of the
+address that has most of them its place: who fills the room fills it for themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+
+from runner.errors import BadSettings
+
+STRANGERS_MAX = 64
+STRANGER_SECONDS = 10.0  # for the handshake and the first request's headers
+GOODBYE_SECONDS = 2.0  # for the other side to close, too
+AT_ONCE = 32  # connections accepted before other work has its turn
+PAUSE_SECONDS = 1.0  # when descriptors have run out
+BACKLOG = 128
+Address = tuple[str, int]
+
+
+class Porch:
+    def __init__(
+        self, listeners: list[socket.socket], context: ssl.SSLContext, protocol: Callable[[], asyncio.Protocol]
+    ) -> None:
+        self._listeners, self._context, self._protocol = listeners, context, protocol
+        self._loop = asyncio.get_running_loop()
+        self._strangers: dict[Address, tuple[socket.socket, asyncio.TimerHandle]] = {}  # oldest first
+        self._greetings: set[asyncio.Task[None]] = set()
+        for listener in listeners:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    @property
+    def port(self) -> int:
+        return int(self._listeners[0].getsockname()[1])
+
+    @property
+    def host(self) -> str:
+        """An address at which this computer reaches it."""
+        host = str(self._listeners[0].getsockname()[0])
+        return host if host not in ("::", "0.0.0.0") else "127.0.0.1"
+
+    def known(self, address: Address) -> None:
+        """It is no stranger any more: a request of this connection was let in, or it has ended."""
+        if address in self._strangers:
+            sock, timer = self._strangers.pop(address)
+            timer.cancel()
+            sock.close()
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
+        for address in list(self._strangers):
+            self._dismiss(address)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    self._loop.remove_reader(listener)
+                    self._loop.call_later(PAUSE_SECONDS, self._again, listener)
+                return
+            self._greet(sock, (address[0], address[1]))
+
+    def _again(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _greet(self, sock: socket.socket, address: Address) -> None:
+        sock.setblocking(False)
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if len(self._strangers) >= STRANGERS_MAX:
+            self._make_room()
+        # A descriptor of our own: the transport closes its socket when it likes, and what has got the same number since
+        # is not ours to shut down.
+        ours = socket.socket(fileno=os.dup(sock.fileno()))
+        timer = self._loop.call_later(STRANGER_SECONDS, self._dismiss, address)
+        self._strangers[address] = (ours, timer)
+        task = self._loop.create_task(self._shake_hands(sock, address))
+        self._greetings.add(task)
+        task.add_done_callback(self._greetings.discard)
+
+    async def _shake_hands(self, sock: socket.socket, address: Address) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                self._protocol,
+                sock,
+                ssl=self._context,
+                ssl_handshake_timeout=STRANGER_SECONDS,
+                ssl_shutdown_timeout=GOODBYE_SECONDS,
+            )
+        except (OSError, TimeoutError):  # no TLS, or none that we speak; or gone
+            self.known(address)
+            sock.close()
+
+    def _make_room(self) -> None:
+        (busiest, _), *_ = Counter(host for host, _ in self._strangers).most_common(1)
+        self._dismiss(next(address for address in self._strangers if address[0] == busiest))
+
+    def _dismiss(self, address: Address) -> None:
+        sock = self._strangers[address][0]
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)  # the transport sees its end, and closes it
+        self.known(address)
+
+
+def listeners(where: str) -> list[socket.socket]:
+    """Sockets that listen at `address:port`, `[address]:port` or, at all addresses, `:port`. BadSettings."""
+    host, colon, port = where.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise BadSettings(f"https is {where!r}, which is no address and port", 'as in https = ":7443"')
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        if host or not socket.has_dualstack_ipv6():
+            found = socket.getaddrinfo(host or "0.0.0.0", int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            return [_listener(family, place[:2], False) for family, _, _, _, place in found[:1]]
+        return [_listener(socket.AF_INET6, ("::", int(port)), True)]
+    except OSError as error:
+        hint = "another port, or an address of this computer, in `https`"
+        raise BadSettings(f"the box can't listen at {where}: {error.strerror or error}", hint) from error
+
+
+def _listener(family: int, place: tuple[object, ...], dual: bool) -> socket.socket:
+    sock = socket.create_server(place, family=family, backlog=BACKLOG, dualstack_ipv6=dual)
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,204 @@
+"""`python -m runner.laptop.keeper SOCKET SSH ADDRESS PORT`: keeps one ssh connection, and with it a tunnel to the box's
+own HTTPS, for as long as somebody uses it and ten minutes more.
+
+Who connects to SOCKET (mode 0600, in a folder of ours) is told `ok` or a line of JSON that says why not; from then on
+the connection is one to ADDRESS:PORT, seen from the box. What goes through is TLS: the keeper knows no token.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+
+from runner import errors
+from runner.laptop.light import dumps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runner.laptop.link import Link
+
+IDLE_SECONDS = 600.0
+TICK = 1.0
+ALONE_SECONDS = 30.0  # for the handshake through it
+BACKLOG = 64
+PIECE = 64 << 10
+
+
+def main(arguments: list[str]) -> int:
+    path, destination, address, port = arguments
+    held = _lock(path)
+    if held is None:
+        return 0  # another one is just beginning, or is there
+    listener = _listen(path)
+    if os.fork():
+        return 0
+    os.setsid()
+    os.chdir("/")
+    Keeper(path, listener, destination, (address, int(port))).run()
+    return 0
+
+
+def _lock(path: str) -> int | None:
+    import fcntl
+
+    _own_folder(os.path.dirname(path))
+    fd = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _own_folder(folder: str) -> None:
+    """Nobody else may put a socket of theirs in the place of ours."""
+    os.makedirs(folder, 0o700, exist_ok=True)
+    found = os.lstat(folder)
+    if found.st_uid != os.getuid() or found.st_mode & 0o022 or not os.path.isdir(folder):
+        raise errors.Refused(f"{folder} belongs to others, or others may write to it", "set XDG_RUNTIME_DIR")
+
+
+def _listen(path: str) -> socket.socket:
+    before = os.umask(0o177)
+    try:
+        if os.path.lexists(path):
+            os.unlink(path)
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    finally:
+        os.umask(before)
+    return sock
+
+
+class Keeper:
+    def __init__(self, path: str, listener: socket.socket, destination: str, target: tuple[str, int]) -> None:
+        import threading
+
+        self._path, self._listener = path, listener
+        self._inode = os.stat(path).st_ino
+        self._destination, self._target = destination, target
+        self._open = threading.Lock()  # held by who makes the ssh connection
+        self._link: Link | None = None
+        self._users: set[Any] = set()
+        self._last_used = time.monotonic()
+
+    def run(self) -> None:
+        """Until nobody has used it for a while, or its socket is not there any more: then nobody can."""
+        import select
+        import threading
+
+        while self._wanted():
+            if not select.select([self._listener], [], [], TICK)[0]:
+                continue
+            user, _ = self._listener.accept()
+            self._users.add(user)
+            threading.Thread(target=self._serve, args=(user,), daemon=True).start()
+        if self._is_ours():
+            os.unlink(self._path)
+
+    def _wanted(self) -> bool:
+        if self._users:
+            self._last_used = time.monotonic()
+        return self._is_ours() and time.monotonic() - self._last_used < IDLE_SECONDS
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.stat(self._path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def _serve(self, user: Any) -> None:
+        try:
+            with user:
+                try:
+                    channel = self._channel()
+                except Exception as error:
+                    user.sendall(dumps(_told(error).as_json()).encode() + b"\n")
+                    return
+                user.sendall(b"ok\n")
+                _join(user, channel)
+        except OSError:
+            pass  # the user has gone
+        finally:
+            self._users.discard(user)
+
+    def _channel(self) -> Any:
+        """A new connection to the box's port. A link that died while it was idle is made anew, once."""
+        from runner.laptop.link import Link
+
+        with self._open:
+            if self._link is not None:
+                try:
+                    return self._link.channel(self._target)
+                except errors.Problem:
+                    self._link.close()
+            self._link = Link(self._destination)
+            return self._link.channel(self._target)
+
+
+def _told(error: Exception) -> errors.Problem:
+    if isinstance(error, errors.Problem):
+        return error
+    if isinstance(error, ImportError):
+        return errors.NotInstalled(f"the tunnel can't be made: {error}", "pip install --upgrade gpubox")
+    return errors.Problem(f"the tunnel can't be made: {type(error).__name__}: {error}", "`ssh` there, by hand?")
+
+
+def alone(destination: str, target: tuple[str, int]) -> socket.socket:
+    """A tunnel that lives no longer than this process: where no process can stay behind, or have a socket of a file."""
+    import contextlib
+    import threading
+
+    from runner.laptop.link import Link
+
+    link = Link(destination)  # which would close when nobody knew it any more
+    channel = link.channel(target)
+    ours, theirs = socket.socketpair()
+
+    def carry() -> None:
+        with theirs, contextlib.suppress(OSError):
+            _join(theirs, channel)
+        link.close()
+
+    threading.Thread(target=carry, daemon=True).start()
+    ours.settimeout(ALONE_SECONDS)
+    return ours
+
+
+def _join(user: Any, channel: Any) -> None:
+    """Carry bytes both ways until both sides have ended, or one has failed."""
+    import contextlib
+    import threading
+
+    def upward() -> None:
+        try:
+            while data := user.recv(PIECE):
+                channel.sendall(data)
+            channel.shutdown_write()
+        except OSError:
+            channel.close()
+
+    other = threading.Thread(target=upward, daemon=True)
+    other.start()
+    try:
+        while data := channel.recv(PIECE):
+            user.sendall(data)
+    finally:
+        channel.close()
+        with contextlib.suppress(OSError):
+            user.shutdown(socket.SHUT_RDWR)
+        other.join()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except errors.Problem as problem:
+        sys.stderr.write(f"{problem.message}\n  hint: {problem.hint}\n")
+        sys.exit(problem.exit_code)

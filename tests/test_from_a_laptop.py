@@ -1,0 +1,84 @@
+"""A box that `setup.yml` made, from a laptop: one command trusts it, one trains on it; on a host of the test bed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import closing
+
+import hosts
+import pytest
+from bed import box
+from bed.runs import Run
+from sshd import Laptop
+from test_playbooks import Owner
+
+pytestmark = pytest.mark.box
+PEOPLE = "useradd --create-home --groups gpubox ada; useradd --create-home --groups gpubox eve; useradd -m mallory"
+
+
+@pytest.fixture(scope="module")
+def owner(bed_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owner]:
+    """Of a box with people on it."""
+    hosts._need(box.TOOLS)
+    with closing(box.Box(bed_run, "trixie")) as host:
+        owner = Owner(host, tmp_path_factory.mktemp("owner"))
+        owner.setup()
+        host.run(PEOPLE)
+        yield owner
+
+
+def lets_in(owner: Owner, user: str, laptop: Laptop) -> None:
+    """Over ssh."""
+    owner.host.run(f"install -d -m 700 -o {user} -g {user} ~{user}/.ssh")
+    owner.host.run(f"echo {shlex.quote(laptop.key)} >~{user}/.ssh/authorized_keys")
+
+
+@pytest.fixture(scope="module")
+def laptop(owner: Owner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
+    """ada's, that may log in as her; eve has her key on it, too."""
+    made = Laptop(tmp_path_factory.mktemp("laptop") / "home")
+    for user in ("ada", "eve"):
+        lets_in(owner, user, made)
+    made.config.write_text(f"Host gpubox\n  HostName {owner.host.address}\n  HashKnownHosts no\n")
+    keys = owner.host.run("cat /etc/ssh/ssh_host_*_key.pub").splitlines()
+    made.known.write_text("".join(f"{owner.host.address} {' '.join(key.split()[:2])}\n" for key in keys))
+    yield made
+    made.end()
+
+
+def test_one_command_trusts_the_box_and_one_trains_there(owner: Owner, laptop: Laptop) -> None:
+    said = laptop.run("box", "add", "ada@gpubox")
+    assert [line.split()[:2] for line in said.splitlines()] == [["gpubox", "direct"], ["gpubox", "tunnel"]]
+    assert said.count("version") == 2
+    project = laptop.home / "project"
+    project.mkdir()
+    (project / "train.py").write_text("import os; open(os.environ['RUNNER_OUT'] + '/done', 'w').write('yes')\n")
+    for way in ("direct", "tunnel"):
+        laptop.run("submit", "--base", "train.py", cwd=project, GPUBOX_WAY=way)
+    assert [path.read_text() for path in project.glob("runs/*/done")] == ["yes", "yes"]
+    assert "ada" in laptop.run("ps")
+    key = owner.host.run("stat --format='%a %U' /var/lib/gpubox/certificate /var/lib/gpubox/certificate/box.pem")
+    assert key.split() == ["700", "gpubox", "600", "gpubox"]
+
+
+def test_who_has_a_token_of_hers_may_what_she_may(owner: Owner, laptop: Laptop) -> None:
+    laptop.run("box", "add", "--name", "ada", "ada@gpubox")
+    laptop.run("box", "add", "--name", "eve", "eve@gpubox")
+    laptop.run("box", "add", "--name", "look", "--scope", "read", "ada@gpubox")
+    assert "can't give admin" in laptop.call("box", "add", "--name", "root", "--scope", "admin", "ada@gpubox").stderr
+    job = laptop.run("submit", "-d", "--no-files", "--base", "--box", "ada", "--", "sleep", "600").split()[-1]
+    for name, said in (("eve", "you may not cancel it"), ("look", "may look, but not change")):
+        done = laptop.call("cancel", "--box", name, job)
+        assert (done.returncode, said in done.stderr) == (77, True), done.stderr
+    laptop.run("cancel", "--box", "ada", job)
+    assert "only an administrator" in laptop.call("drain", "--box", "ada").stderr
+    owner.host.run("gpasswd --delete eve gpubox")
+    done = laptop.call("ps", "--box", "eve")
+    assert (done.returncode, "eve is not in it" in done.stderr) == (77, True), done.stderr
+
+
+def test_who_is_no_member_is_told_so_and_gets_no_token(owner: Owner, laptop: Laptop) -> None:
+    lets_in(owner, "mallory", laptop)
+    done = laptop.call("box", "add", "--name", "mallory", "mallory@gpubox")
+    assert (done.returncode, "sudo adduser mallory gpubox" in done.stderr) == (77, True), done.stdout + done.stderr

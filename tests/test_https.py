@@ -1,0 +1,365 @@
+"""The box on the network: its certificate, its limits for strangers, what a token leaves behind; with real daemons."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+import stat
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tools
+import wire
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from runner.box import porch, settings
+from runner.box.certificate import Certificate, fingerprint
+from runner.errors import BadSettings, StateDamaged
+
+# --- the certificate ---
+
+
+def test_a_certificate_is_made_once_and_its_key_is_the_boxs_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "certificate"
+    first = Certificate(str(folder), ["tower", "tower.local", "192.168.1.5", "fd00::5"])
+    assert Certificate(str(folder), ["renamed"]).fingerprint == first.fingerprint
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "box.pem")] == [0o700, 0o600]
+    assert os.listdir(folder) == ["box.pem"]
+    made = x509.load_pem_x509_certificate(
+        (folder / "box.pem").read_bytes().partition(b"-----END PRIVATE KEY-----\n")[2]
+    )
+    key = made.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    assert key.curve.name == "secp256r1"
+    assert (made.not_valid_after_utc - made.not_valid_before_utc).days > 365 * 20
+    names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["tower", "tower.local"]
+    assert [str(each) for each in names.get_values_for_type(x509.IPAddress)] == ["192.168.1.5", "fd00::5"]
+
+
+def test_two_boxes_have_two_certificates(tmp_path: Path) -> None:
+    one, two = (Certificate(str(tmp_path / name), ["box"]).fingerprint for name in ("one", "two"))
+    assert one != two
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_a_damaged_certificate_is_told_and_kept(tmp_path: Path, damage: bytes) -> None:
+    Certificate(str(tmp_path / "c"), ["box"])
+    (tmp_path / "c/box.pem").write_bytes(damage)
+    with pytest.raises(StateDamaged, match="can't be used") as told:
+        Certificate(str(tmp_path / "c"), ["box"])
+    assert "move it away" in told.value.hint
+    assert (tmp_path / "c/box.pem").read_bytes() == damage
+
+
+@pytest.mark.parametrize("where", ["7443", "box", ":", ":x", ":99999", "127.0.0.1", ":-1", "127.0.0.1:7443x"])
+def test_where_it_listens_has_to_be_an_address_and_a_port(where: str) -> None:
+    with pytest.raises(BadSettings, match="no address and port"):
+        porch.listeners(where)
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(BadSettings, match="can't listen at"):
+        porch.listeners(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_unless_it_is_said_nothing_listens() -> None:
+    assert settings.load({}).https == ""
+
+
+# --- a daemon ---
+
+
+class Box(wire.Box):
+    """One that is reached over the network, too; and a token of its owner."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place, https="127.0.0.1:0", cpus="4")
+
+    def begin_and_mint(self, scope: str = "submit") -> dict[str, Any]:
+        self.start()
+        minted: dict[str, Any] = self.post("/tokens", {"scope": scope, "label": "test"})
+        return minted
+
+
+def connect(port: int, **options: Any) -> ssl.SSLSocket:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for name, value in options.items():
+        setattr(context, name, value)
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), 10), server_hostname="box")
+
+
+def ask(minted: dict[str, Any], method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
+    """(status, what it says), with the token unless there is another Authorization."""
+    https = minted["https"]
+    data = b"" if body is None else json.dumps(body).encode()
+    said = {
+        "Host": f"{https['host']}:{https['port']}",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(data)),
+        "Authorization": f"Bearer {minted['token']}",
+        "Connection": "close",
+        **headers,
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    with connect(https["port"]) as sock:
+        sock.sendall(f"{method} /api/v1{path} HTTP/1.1\r\n{lines}\r\n".encode() + data)
+        head, _, rest = everything(sock).partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(rest) if b"application/json" in head else rest
+
+
+def everything(sock: socket.socket) -> bytes:
+    data = b""
+    with suppress(ConnectionResetError, ssl.SSLError):
+        while piece := sock.recv(65536):
+            data += piece
+    return data
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[tuple[Box, dict[str, Any]]]:
+    with wire.place() as folder:
+        made = Box(Path(folder))
+        try:
+            yield made, made.begin_and_mint()
+        finally:
+            made.end()
+
+
+def test_the_certificate_that_was_told_is_the_one_that_is_shown(box: tuple[Box, dict[str, Any]]) -> None:
+    with connect(box[1]["https"]["port"]) as sock:
+        assert fingerprint(sock.getpeercert(True) or b"") == box[1]["https"]["fingerprint"]
+        assert sock.version() == "TLSv1.3"
+
+
+@pytest.mark.filterwarnings("ignore:.*TLSv1_1.*:DeprecationWarning")
+def test_old_tls_and_no_tls_are_turned_away(box: tuple[Box, dict[str, Any]]) -> None:
+    port = box[1]["https"]["port"]
+    connect(port, maximum_version=ssl.TLSVersion.TLSv1_2).close()
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        connect(port, maximum_version=ssl.TLSVersion.TLSv1_1)
+    with socket.create_connection(("127.0.0.1", port), 10) as sock:
+        sock.sendall(b"GET /api/v1/hello HTTP/1.1\r\nHost: box\r\n\r\n")
+        assert b"HTTP" not in everything(sock)
+
+
+def test_a_token_opens_and_a_revoked_one_closes_also_an_open_connection(box: tuple[Box, dict[str, Any]]) -> None:
+    minted = box[0].post("/tokens", {"scope": "submit"})
+    assert ask(minted, "GET", "/hello")[1]["role"] == "submit"
+    https = minted["https"]
+    request = (
+        f"GET /api/v1/hello HTTP/1.1\r\nHost: {https['host']}:{https['port']}\r\n"
+        f"Authorization: Bearer {minted['token']}\r\n\r\n"
+    ).encode()
+    with connect(https["port"]) as sock:
+        sock.sendall(request)
+        said = b""
+        while not said.endswith(b"}"):
+            said += sock.recv(65536)
+        assert said.startswith(b"HTTP/1.1 200")
+        assert box[0].ask("DELETE", f"/tokens/{minted['made']['id']}").status == 200
+        sock.sendall(request)
+        assert everything(sock).startswith(b"HTTP/1.1 401")  # and nothing more comes on it
+    assert ask(minted, "GET", "/hello")[0] == 401
+
+
+def test_who_follows_with_a_token_is_cut_off_when_it_is_revoked(box: tuple[Box, dict[str, Any]]) -> None:
+    revoked, other = (box[0].post("/tokens", {"scope": "submit"}) for _ in range(2))
+    with ExitStack() as open_ones:
+        socks = []
+        for minted in (revoked, other):
+            https = minted["https"]
+            sock = open_ones.enter_context(connect(https["port"]))
+            lines = f"Host: {https['host']}:{https['port']}\r\nAuthorization: Bearer {minted['token']}\r\n\r\n"
+            sock.sendall(f"GET /api/v1/events HTTP/1.1\r\n{lines}".encode())
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+            socks.append(sock)
+        assert ask(revoked, "DELETE", f"/tokens/{revoked['made']['id']}")[0] == 200, "its own answer still comes"
+        everything(socks[0])  # ends
+        socks[1].settimeout(0.3)
+        with pytest.raises(TimeoutError):  # that of the other goes on
+            everything(socks[1])
+    assert f"revoked {revoked['made']['id']}, with token {revoked['made']['id']}" in box[0].story()
+
+
+def test_a_job_over_the_network_is_its_owners(box: tuple[Box, dict[str, Any]]) -> None:
+    status, made = ask(
+        box[1], "POST", "/jobs", {"spec": {"command": ["sh", "-c", "env; echo fin"], "environment": "base"}}
+    )
+    assert status == 201
+    job = box[0].ended(made["id"])
+    assert (job["state"], job["uid"]) == ("succeeded", os.getuid())
+
+
+def test_a_token_is_found_nowhere_but_where_it_was_told(box: tuple[Box, dict[str, Any]]) -> None:
+    """Not on the box's disk, in no log, in no process, not in the environment of a job."""
+    made, minted = box
+    secret = minted["token"].split("_", 2)[2]
+    spec = {
+        "command": ["sh", "-c", "cat /proc/self/environ; tr '\\0' '\\n' < /proc/$PPID/environ"],
+        "environment": "base",
+    }
+    made.ended(ask(minted, "POST", "/jobs", {"spec": spec})[1]["id"])
+    ask(minted, "GET", f"/jobs?state={secret}")  # who puts it there has only themselves to blame, but no log holds it
+    assert tools.processes_naming(secret) == {}
+    found = [path for path in Path(made.state).rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert found == []
+    assert secret not in made.story()
+
+
+def test_the_same_certificate_is_shown_by_the_next_daemon() -> None:
+    with wire.place() as folder:
+        made = Box(Path(folder))
+        try:
+            minted = made.begin_and_mint()
+            made.stop()
+            made.start()
+            again = made.post("/tokens", {"scope": "read"})
+            assert again["https"]["fingerprint"] == minted["https"]["fingerprint"]
+            assert ask({**minted, "https": again["https"]}, "GET", "/hello")[0] == 200
+        finally:
+            made.end()
+
+
+BLOBS = b"POST /api/v1/blobs HTTP/1.1\r\nHost: HOST\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nX: " + b"x" * (200 << 10), id="headers without end"),
+        pytest.param(BLOBS + b"Content-Length: 9999999999\r\n\r\n" + b"x" * (1 << 20), id="a body before a token"),
+        pytest.param(BLOBS + b"Transfer-Encoding: chunked\r\n\r\n1000\r\n" + b"x" * 4096, id="chunks before a token"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: HOST\r\nHost: HOST\r\n\r\n", id="two hosts"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="no host"),
+        pytest.param(b"junk\r\n\r\n", id="no HTTP"),
+    ],
+)
+def test_a_stranger_is_answered_once_and_shown_out(box: tuple[Box, dict[str, Any]], sent: bytes) -> None:
+    https = box[1]["https"]
+    with connect(https["port"]) as sock:
+        with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
+            sock.sendall(sent.replace(b"HOST", f"{https['host']}:{https['port']}".encode()))
+        said = everything(sock)
+    assert said.count(b"HTTP/1.1 ") <= 1
+    assert not said or said.split()[1] in (b"400", b"401", b"421"), said[:200]
+    assert ask(box[1], "GET", "/hello")[0] == 200
+    assert "Traceback" not in box[0].story()
+
+
+# --- the porch: those who have not shown a token yet ---
+
+
+class _Mute(asyncio.Protocol):
+    """Takes what comes and says nothing."""
+
+    def __init__(self) -> None:
+        self.address: tuple[str, int] = ("", 0)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.address = transport.get_extra_info("peername")[:2]
+
+
+@asynccontextmanager
+async def a_porch(folder: Path) -> AsyncIterator[tuple[porch.Porch, list[_Mute]]]:
+    made: list[_Mute] = []
+
+    def protocol() -> _Mute:
+        made.append(_Mute())
+        return made[-1]
+
+    context = Certificate(str(folder / "c"), ["box"]).context
+    here = porch.Porch(porch.listeners("127.0.0.1:0"), context, protocol)
+    try:
+        yield here, made
+    finally:
+        here.close()
+
+
+def run(story: Callable[[porch.Porch, list[_Mute]], Awaitable[None]], folder: Path) -> None:
+    async def told() -> None:
+        async with a_porch(folder) as (here, made):
+            await asyncio.wait_for(story(here, made), 20)
+
+    asyncio.run(told())
+
+
+async def ended(sock: socket.socket) -> None:
+    """Wait until the other side closes; drips bytes meanwhile, as who wants to stay would."""
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    while True:
+        try:
+            await loop.sock_sendall(sock, b"\x16")
+            if await asyncio.wait_for(loop.sock_recv(sock, 100), 0.02) == b"":
+                return
+        except TimeoutError:
+            continue
+        except OSError:
+            return
+
+
+def test_who_drips_bytes_has_no_more_time_than_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(porch, "STRANGER_SECONDS", 0.3)
+
+    async def story(here: porch.Porch, made: list[_Mute]) -> None:
+        with socket.create_connection(("127.0.0.1", here.port)) as sock:
+            began = time.monotonic()
+            await ended(sock)
+            assert time.monotonic() - began < 5
+        assert here._strangers == {}
+
+    run(story, tmp_path)
+
+
+def test_after_its_handshake_a_stranger_has_not_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(porch, "STRANGER_SECONDS", 0.3)
+
+    async def story(here: porch.Porch, made: list[_Mute]) -> None:
+        context = ssl._create_unverified_context()
+        strange, _ = await asyncio.open_connection("127.0.0.1", here.port, ssl=context)
+        trusted, writer = await asyncio.open_connection("127.0.0.1", here.port, ssl=context)
+        while len(made) < 2 or not made[1].address[1]:
+            await asyncio.sleep(0.01)
+        ours = writer.get_extra_info("sockname")
+        here.known((ours[0], ours[1]))
+        assert await strange.read() == b""
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(trusted.read(), 0.5)
+        writer.close()
+
+    run(story, tmp_path)
+
+
+def test_who_fills_the_porch_loses_the_oldest_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(porch, "STRANGERS_MAX", 3)
+
+    async def story(here: porch.Porch, made: list[_Mute]) -> None:
+        loop = asyncio.get_running_loop()
+        before = len(os.listdir("/proc/self/fd"))
+        socks = []
+        for host in ("127.0.0.9", "127.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.1"):
+            sock = socket.create_connection(("127.0.0.1", here.port), source_address=(host, 0))
+            sock.setblocking(False)
+            socks.append(sock)
+            while (host, sock.getsockname()[1]) not in here._strangers:
+                await asyncio.sleep(0.01)
+        assert len(here._strangers) == 3
+        for gone in socks[1:3]:
+            assert await asyncio.wait_for(loop.sock_recv(gone, 100), 5) == b""
+        assert [host for host, _ in here._strangers] == ["127.0.0.9", "127.0.0.1", "127.0.0.1"]
+        for sock in socks:
+            sock.close()
+        while here._strangers or len(os.listdir("/proc/self/fd")) > before:
+            await asyncio.sleep(0.01)
+
+    run(story, tmp_path)

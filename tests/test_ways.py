@@ -1,0 +1,299 @@
+"""The parts of the way to a box: ssh's configuration, the pin, the race, the keeper."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import fabric
+import paramiko
+import pytest
+
+from runner import errors, paths
+from runner.box.certificate import Certificate
+from runner.laptop import addresses, keeper, link, pin, ways
+from runner.laptop.addresses import Address
+
+# --- the user's configuration ---
+
+
+def test_included_files_stand_where_they_are_included(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(link, "SYSTEM", str(tmp_path / "etc"))
+    (tmp_path / ".ssh/conf.d").mkdir(parents=True)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / ".ssh/config").write_text('Include "conf.d/*"\nUser top\nHost b\n  Include ~/.ssh/more\n  Port 7\n')
+    (tmp_path / ".ssh/conf.d/a").write_text("Host a\n  Port 5\n")
+    (tmp_path / ".ssh/more").write_text("Include=conf.d/none\nHostName b.example.org\n")
+    (tmp_path / "etc/ssh_config").write_text("Compression yes\nInclude extra\n")
+    (tmp_path / "etc/extra").write_text("Port 99\n")
+    found = paramiko.SSHConfig.from_text(link.configuration())
+    a, b, c = (found.lookup(host) for host in "abc")
+    assert (a["port"], a["user"], a["hostname"], a["compression"]) == ("5", "top", "a", "yes")
+    assert (b["port"], b["user"], b["hostname"]) == ("7", "top", "b.example.org")
+    assert (c["port"], c["user"]) == ("99", "top")
+
+
+def test_a_file_that_includes_itself_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/config").write_text("Include config\n")
+    with pytest.raises(errors.BadSettings, match="includes itself"):
+        link.Link("box")
+
+
+@pytest.mark.parametrize(
+    ("config", "way"),
+    [
+        ("Host box\n  ProxyJump none", ["box"]),
+        ("Host box\n  ProxyJump one,two:2222", ["one:22", "two:2222", "box:22"]),
+        ("Host box\n  ProxyJump me@one\nHost one\n  ProxyJump zero\n  Port 5", ["zero:22", "one:5", "box:22"]),
+        ("Host box\n  ProxyCommand nc %h %p", ["box"]),
+    ],
+)
+def test_jump_hosts_are_visited_as_ssh_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, way: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/config").write_text(config)
+    hops = link._hops("box", fabric.Config(ssh_config=paramiko.SSHConfig.from_text(link.configuration()), lazy=True))
+    assert [f"{hop.host}:{hop.port}" for hop in hops] == [each if ":" in each else f"{each}:22" for each in way]
+    (tmp_path / ".ssh/config").write_text("Host *\n  ProxyJump box\n")
+    with pytest.raises(errors.BadSettings, match="more than 8 jump hosts"):
+        link.Link("box")
+
+
+# --- the pin ---
+
+
+@pytest.mark.parametrize("usual", [False, True])
+def test_the_pin_is_the_same_on_a_python_without_the_short_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: bool
+) -> None:
+    if usual:
+        monkeypatch.setattr(pin, "_client", pin._usual_client)
+    made = Certificate(str(tmp_path / "c"), ["box"])
+    for fingerprint, right in ((made.fingerprint, True), (made.fingerprint[:-1] + "x", False), ("", False)):
+        ours, theirs = socket.socketpair()
+        heard: list[bytes] = []
+        thread = threading.Thread(target=_echo, args=(made.context, theirs, heard))
+        thread.start()
+        ours.settimeout(5)
+        if right:
+            sock = pin.Pinned(ours, fingerprint, "box")
+            sock.sendall(b"x" * 100_000)
+            assert sock.recv(10) == b"hello"
+            assert sock.recv(10) == b""
+            sock.close()
+        else:
+            with pytest.raises(pin.WrongCertificate):
+                pin.Pinned(ours, fingerprint, "box")
+        ours.close()
+        thread.join(5)
+        assert sum(map(len, heard)) == (100_000 if right else 0)
+
+
+def _echo(context: ssl.SSLContext, sock: socket.socket, heard: list[bytes]) -> None:
+    try:
+        with context.wrap_socket(sock, server_side=True) as tls:
+            while sum(map(len, heard)) < 100_000 and (piece := tls.recv(65536)):
+                heard.append(piece)
+            tls.sendall(b"hello")
+            tls.unwrap()
+    except OSError:
+        sock.close()
+
+
+def test_a_reply_that_was_cut_is_no_end(tmp_path: Path) -> None:
+    made = Certificate(str(tmp_path / "c"), ["box"])
+    ours, theirs = socket.socketpair()
+
+    def cut() -> None:
+        tls = made.context.wrap_socket(theirs, server_side=True)
+        tls.sendall(b"half")
+        tls.close()  # without TLS's own goodbye
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    ours.settimeout(5)
+    sock = pin.Pinned(ours, made.fingerprint, "box")
+    assert sock.recv(100) == b"half"
+    with pytest.raises(OSError):
+        sock.recv(100)
+    sock.close()
+    thread.join(5)
+
+
+# --- the race ---
+
+
+def an_address(port: int, fingerprint: str = "0" * 64, host: str = "127.0.0.1") -> Address:
+    values: dict[str, object] = {"ssh": "me@box", "host": host, "port": port, "called": "box", "address": "127.0.0.1"}
+    return Address("gpubox", {**values, "fingerprint": fingerprint, "token": "t", "token_id": "i"})
+
+
+class Slow:
+    """A way that takes some time, and leads there or not."""
+
+    def __init__(self, seconds: float, result: object) -> None:
+        self.seconds, self.result, self.begun, self.closed = seconds, result, False, threading.Event()
+
+    def __call__(self, address: Address) -> Any:
+        self.begun = True
+        time.sleep(self.seconds)
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+@pytest.fixture
+def roads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(ways, "HEAD_START", 0.05)
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(ways, "WAYS", made)
+    return made
+
+
+def good(tmp_path: Path) -> list[Any]:
+    path = tmp_path / "gpubox/ways"
+    return [way for each in json.loads(path.read_text()).values() for way in each.values()] if path.exists() else []
+
+
+def test_a_quick_direct_way_needs_no_tunnel(roads: dict[str, Any], tmp_path: Path) -> None:
+    roads.update(direct=Slow(0, 1), tunnel=Slow(0, 1))
+    assert ways.connect(an_address(1)) is roads["direct"]
+    assert not roads["tunnel"].begun
+    assert good(tmp_path) == ["direct"]
+
+
+def test_a_slow_direct_way_is_overtaken_and_the_tunnel_remembered(roads: dict[str, Any], tmp_path: Path) -> None:
+    roads.update(direct=Slow(0.5, 1), tunnel=Slow(0, 1))
+    assert ways.connect(an_address(1)) is roads["tunnel"]
+    assert roads["direct"].closed.wait(5), "who comes too late is sent home"
+    assert good(tmp_path) == ["tunnel"]
+    stand_in = Path(ways._keepers_socket(an_address(1)))
+    stand_in.parent.mkdir(exist_ok=True)
+    stand_in.touch()
+    roads.update(direct=Slow(0, 1), tunnel=Slow(0, 1))
+    assert ways.connect(an_address(1)) is roads["tunnel"]
+    assert not roads["direct"].begun, "nobody waits for a time-out away from home"
+
+
+def test_a_tunnel_that_would_be_new_gets_no_head_start(roads: dict[str, Any], tmp_path: Path) -> None:
+    roads.update(direct=Slow(0.5, 1), tunnel=Slow(0, 1))
+    ways.connect(an_address(1))
+    roads.update(direct=Slow(0, 1), tunnel=Slow(0.5, 1))
+    assert ways.connect(an_address(1)) is roads["direct"]
+    assert good(tmp_path) == ["direct"]
+
+
+def test_what_fails_at_once_is_not_waited_for(roads: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "HEAD_START", 10.0)
+    roads.update(direct=Slow(0, ConnectionRefusedError(111, "Connection refused")), tunnel=Slow(0, 1))
+    began = time.monotonic()
+    assert ways.connect(an_address(1)) is roads["tunnel"]
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("direct", "tunnel", "kind", "said"),
+    [
+        (
+            TimeoutError(),
+            errors.Unreachable("ssh hung up"),
+            errors.Unreachable,
+            "no answer; through ssh me@box: ssh hung",
+        ),
+        (pin.WrongCertificate("w"), errors.Unreachable("u"), pin.WrongCertificate, "w"),
+        (ConnectionRefusedError(111, "no"), errors.Refused("key has changed"), errors.Refused, "key has changed"),
+        (OSError(113, "No route"), errors.NotInstalled("no fabric"), errors.NotInstalled, "no fabric"),
+        (ZeroDivisionError("x"), errors.Unreachable("u"), ZeroDivisionError, "x"),
+    ],
+)
+def test_when_no_way_leads_there_the_worst_is_told(
+    roads: dict[str, Any], direct: BaseException, tunnel: BaseException, kind: type[BaseException], said: str
+) -> None:
+    roads.update(direct=Slow(0, direct), tunnel=Slow(0, tunnel))
+    with pytest.raises(kind, match=said):
+        ways.connect(an_address(1))
+
+
+def test_a_damaged_memory_is_none(roads: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "gpubox").mkdir()
+    for damage in ("", "[]", "{", '{"x": 1}'):
+        (tmp_path / "gpubox/ways").write_text(damage)
+        roads.update(direct=Slow(0, 1), tunnel=Slow(0, 1))
+        assert ways.connect(an_address(1)) is roads["direct"]
+
+
+# --- the keeper ---
+
+
+def test_a_keeper_that_nobody_uses_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(keeper, "TICK", 0.02)
+    path = str(tmp_path / "s")
+    listener = keeper._listen(path)
+    keeper.Keeper(path, listener, "nowhere", ("127.0.0.1", 1)).run()
+    listener.close()
+    assert not os.path.exists(path)
+
+
+def test_a_place_that_others_can_write_to_gets_no_socket(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(errors.Refused, match="others may write"):
+        keeper._lock(str(tmp_path / "open/s"))
+
+
+def test_a_tunnels_socket_has_a_short_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert len(paths.tunnel_socket("x" * 500)) < paths.SOCKET_PATH_MAX
+
+
+# --- the file of an address ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("called", "box\r\nX: y"), ("called", ""), ("address", "a b"), ("token", "t\nHost: evil"), ("token", ""),
+        ("port", 0), ("port", 70000), ("port", "7443"), ("port", True), ("fingerprint", "0" * 63),
+        ("fingerprint", "G" * 64), ("ssh", 5), ("host", None),
+    ],
+)  # fmt: skip
+def test_what_a_box_says_of_itself_is_not_believed(field: str, value: object) -> None:
+    values = an_address(7443).as_json()
+    with pytest.raises((TypeError, ValueError)):
+        Address("gpubox", {**values, field: value})
+
+
+@pytest.mark.parametrize("name", ["", "local", "demo", "../x", "a/b", ".x", "-x", "a b", "ü", "x" * 65, "a\n"])
+def test_not_everything_is_a_name(name: str) -> None:
+    with pytest.raises(errors.BadRequest):
+        addresses.check_name(name)
+
+
+def test_an_address_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    addresses.write(an_address(7443))
+    assert addresses.read("gpubox").as_json() == an_address(7443).as_json()
+    assert (addresses.names(), addresses.in_use()) == (["gpubox"], "local")
+    addresses.use("gpubox")
+    assert addresses.in_use() == "gpubox"
+    addresses.remove("gpubox")
+    assert (addresses.names(), addresses.in_use()) == ([], "local")
+    with pytest.raises(errors.NotFound):
+        addresses.read("gpubox")
