@@ -204,6 +204,7 @@ class Process:
     launch: str | None = None  # of its cgroup (`job/attempt`), else RUNNER_LAUNCH_ID of it or its nearest ancestor
     ancestors: list[int] = field(default_factory=list)  # parent first
     job: int | None = None  # the job that it belongs to; None: foreign
+    utilization: float | None = None  # 0..1: of the last seconds that it kept this GPU busy; None: the driver is silent
 
 
 @dataclass(slots=True)
@@ -223,9 +224,17 @@ class Sample:
     memory_clock_hertz: float | None = None
     energy_joules: float | None = None  # since the driver was loaded: it falls when the driver is loaded again
     throttled_seconds: dict[str, float] | None = None  # reason -> since the driver was loaded
+    memory_temperature_celsius: float | None = None
     power_limit_watts: float | None = None
-    pcie_generation: int | None = None
+    power_limit_default_watts: float | None = None
+    slowdown_celsius: float | None = None  # from here on the card slows itself down
+    shutdown_celsius: float | None = None
+    pcie_generation: int | None = None  # now: it drops while the card idles
     pcie_width: int | None = None
+    pcie_generation_most: int | None = None  # that card and slot can do together
+    pcie_width_most: int | None = None
+    remap_pending: bool | None = None  # a damaged piece of its memory leaves use with the next reset
+    remap_failed: bool | None = None
     ecc_errors: int | None = None  # uncorrected, since the driver was loaded
     recovery: str | None = None  # what the driver says is needed: none | reset | reboot | drain | ...
     persistence: bool | None = None
