@@ -1,6 +1,6 @@
 """`make bench`: every figure beside its bar, as ratios against a yardstick of the same run. Gates nothing.
 
-python -m bench                 all of M1 to M7, G1 to G4 and the peers that are installed
+python -m bench                 all of M1 to M7, G1 to G4, H1 to H5 and the peers that are installed
 python -m bench submit idle     some of them
 """
 
@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 
-ALL = ("submit", "first_line", "dispatch", "throughput", "idle", "listing", "crash", "gpus", "peers")
+ALL = ("submit", "first_line", "dispatch", "throughput", "idle", "listing", "crash", "gpus", "monitor", "peers")
 
 
 def main() -> int:

@@ -262,11 +262,54 @@ class Gpu:
 
 
 @dataclass(slots=True)
+class Use:
+    """What one attempt used of one GPU. Its averages are of what was measured; what nobody saw is told as such."""
+
+    job: int
+    attempt: int
+    gpu: str  # UUID
+    since: float
+    until: float  # up to here it is counted; seen and unseen seconds are all of the time between
+    seen_seconds: float = 0.0
+    unseen_seconds: float = 0.0  # nobody looked: the daemon or the driver was away
+    measured_seconds: float = 0.0  # of those seen, how busy it was is known
+    busy_seconds: float = 0.0  # utilization, times these seconds
+    idle_seconds: float = 0.0  # of these, with less than 5 % to do
+    peak_bytes: int | None = None  # the most memory that it was seen to hold on it
+    energy_joules: float | None = None
+    uncounted_seconds: float = 0.0  # seconds whose energy is not known, and not in the sum
+    cost: float | None = None  # by the tariff of the time; None: there was none
+    currency: str = ""
+    hottest_celsius: float | None = None
+    heat_seconds: float = 0.0  # held back because it was too hot
+    brake_seconds: float = 0.0  # held back because the power supply asked for it
+    capped_seconds: float = 0.0  # at its power limit, as a busy GPU should be
+    xids: dict[str, int] = field(default_factory=dict)  # code -> how often the driver laid it to this job
+    shared: bool = False  # others had the GPU, too: energy and work are a guess by what each did
+
+
+@dataclass(slots=True)
+class Notice:
+    """Something happened that its owner should know; told once."""
+
+    id: int
+    at: float
+    kind: str  # xid | gpu_lost | idle | stalled | memory_creep | hot | disk | ...
+    severity: str  # critical | warning | job | info
+    text: str
+    hint: str = ""
+    gpu: str | None = None  # UUID
+    job: int | None = None
+    code: int | None = None  # of an Xid
+    seen_at: float | None = None  # somebody said that they know
+
+
+@dataclass(slots=True)
 class Event:
     """Something changed: what the event stream carries."""
 
     seq: int
-    kind: str  # job | environment | box
+    kind: str  # job | environment | box | notice
     id: int | str
     state: str
     at: float

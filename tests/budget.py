@@ -35,8 +35,12 @@ FILES = {
     "engines": 15.0,
     "envs": 15.0,
     "examples": 30.0,
+    "exports": 3.0,
     "gpus": 20.0,
+    "history": 10.0,
+    "ledger": 4.0,
     "main_job": 60.0,
+    "meter": 2.0,
     "plan": 30.0,
     "queue_machine": 30.0,
     "retention": 10.0,
@@ -44,7 +48,9 @@ FILES = {
     "serve": 40.0,
     "simulation": 20.0,
     "supervisor": 30.0,
+    "tariff": 2.0,
     "watch": 15.0,
+    "xids": 2.0,
 }
 OTHER_SECONDS = 6.0
 

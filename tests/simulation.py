@@ -213,7 +213,7 @@ class History:
         for job in decision.starts:
             uuids = decision.placements.get(job.id, ())
             self.book.start(job, uuids)
-            self.rack.given(job)
+            self.rack.given(job, self.now)
             self._begin(job, uuids)
         self.laid_out.update(job.id for job in decision.prepares)
         return decision

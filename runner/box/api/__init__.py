@@ -4,6 +4,7 @@ jobs.py   submit, list, show, wishes          house.py   what the routes may rea
 logs.py   logs, outputs, events               front.py   limits, headers, errors
 code.py   snapshots and contents
 gpus.py   the GPUs
+history.py  what they did, notices, numbers for Prometheus
 box.py    the box itself
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Depends, FastAPI
 
 import runner
-from runner.box.api import box, code, gpus, jobs, logs
+from runner.box.api import box, code, gpus, history, jobs, logs
 from runner.box.api.front import Front, set_words
 from runner.box.api.house import House
 from runner.box.auth import admitted
@@ -47,7 +48,7 @@ def make_app(house: House | None) -> FastAPI:
         redirect_slashes=False,
     )
     routes = APIRouter(prefix=PREFIX)
-    for part in (box, code, gpus, jobs, logs):
+    for part in (box, code, gpus, history, jobs, logs):
         routes.include_router(part.routes)
     app.include_router(routes)
     set_words(app)

@@ -18,6 +18,7 @@ from runner.box.auth import Gate
 from runner.box.code import Blobs
 from runner.box.custody import Custody
 from runner.box.daemon import Daemon
+from runner.box.history import History
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
 from runner.box.wishes import Wishes
@@ -39,6 +40,7 @@ class House:
     recipes: Recipes
     retention: Retention
     custody: Custody
+    history: History
     gate: Gate
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
