@@ -38,6 +38,7 @@ FILES = {
     "exports": 3.0,
     "gpus": 20.0,
     "history": 10.0,
+    "judgement": 3.0,
     "ledger": 4.0,
     "main_job": 60.0,
     "meter": 2.0,

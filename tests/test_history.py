@@ -275,6 +275,7 @@ def test_a_question_is_answered_in_so_many_points_at_most(past: Past) -> None:
             assert made.began <= NOON + 200 - span
             assert made.ended >= NOON + 200 - 1
             assert made.bucket % made.step == 0
+            assert made.bucket % 60 == 0 or 60 % made.bucket == 0
 
 
 def test_a_finer_step_that_is_gone_is_answered_by_a_coarser_one() -> None:

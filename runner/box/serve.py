@@ -35,6 +35,7 @@ from runner.box.gpus.collectors import Door, spawner
 from runner.box.gpus.exports import JobFiles
 from runner.box.gpus.frames import Frame
 from runner.box.gpus.meter import Step
+from runner.box.gpus.observer import Observer
 from runner.box.gpus.watch import Silence, Watch, driver_there
 from runner.box.history import HOST_SECONDS, History
 from runner.box.prepare import Preparation
@@ -324,9 +325,10 @@ async def _keep_house(house: House, diary: Diary) -> None:
 
 
 async def _watch_host(house: House, diary: Diary) -> None:
-    look = diary.guarded(house.history.look)
+    look, judge = diary.guarded(house.history.look), diary.guarded(Observer(house.daemon).look)
     while True:
         look(time.time())
+        judge(time.time())
         await asyncio.sleep(HOST_SECONDS)
 
 

@@ -50,6 +50,8 @@ class Settings:
     keep_minutes_days: float = _setting(400.0, "and for each minute this long; in coarser steps for ever")
     tariff: str = _setting("", "price of a kWh, as in 0.32, or 0.32 22:00-06:00=0.24; empty: no money is counted")
     currency: str = _setting("EUR", "of the tariff")
+    idle_notice_minutes: float = _setting(30.0, "a GPU that a job holds and leaves idle so long is told; 0: never")
+    stalled_notice_minutes: float = _setting(30.0, "so is a job whose log is silent so long, on a flat GPU; 0: never")
     gpu_desktop_bytes: int = _setting(GIB, "memory that a desktop may use on a GPU without being in a job's way")
     gpu_free_seconds: float = _setting(60.0, "a GPU whose memory is not free so long after a job is stuck")
     kill_seconds: float = _setting(60.0, "processes that live so long after KILL are given up; their GPU is stuck")

@@ -19,6 +19,12 @@ class Once:
     def __init__(self) -> None:
         self._told: dict[Key, float] = {}
 
+    def remember(self, notices: Iterable[Notice]) -> None:
+        """These were told, by an earlier daemon."""
+        for notice in notices:
+            key = (notice.kind, notice.gpu, notice.job, notice.code)
+            self._told[key] = max(notice.at, self._told.get(key, 0.0))
+
     def new(self, notices: Iterable[Notice]) -> list[Notice]:
         found = []
         for notice in notices:

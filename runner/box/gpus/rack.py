@@ -52,6 +52,7 @@ class Rack:
         self.noticed: Callable[[Sequence[Notice]], None] = lambda notices: None  # who tells them on
         self.xids: Counter[tuple[str, int]] = Counter()  # (UUID, code) -> how often, since this daemon began
         self._once = Once()
+        self._once.remember(store.notices())
         self._saved_at = 0.0
 
     # --- hearing ---

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runner.box.history.archive import STEPS, Row
-from runner.box.history.chunk import SECONDS, Chunk
-from runner.box.history.columns import GAUGE, STATES, SUM, Column, Kind, reasons
+from runner.box.history.chunk import SECONDS, Chunk, Numbers
+from runner.box.history.columns import GAUGE, LAST, STATES, SUM, Column, Kind, reasons
 
 POINTS_MAX = 1000
 FINE = 3  # rows a bucket may be made of
 COST_MAX = 36_000  # of rows, times what each costs: 25 ms
-MINUTES_MAX = 1000  # of all subjects and columns together, that are unpacked second by second: 25 ms
+FINE_COST_MAX = 3000  # of minutes that are unpacked, times what each costs: 30 ms
+INSIDE = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30)  # buckets that lie in one minute: cut out of it in one go
 FOREVER = 1 << 40
 
 
@@ -59,7 +60,7 @@ def plan(
     """begins: step -> the oldest that is kept of it. last: what is only kept second by second is asked for."""
     span = max(until - since, 1.0)
     points = max(1, min(points, POINTS_MAX))
-    if _reaches(1, since, begins) and (last or (span / SECONDS + 2) * subjects * columns <= MINUTES_MAX):
+    if _reaches(1, since, begins) and (last or (span / SECONDS + 2) * subjects * (2 + columns) <= FINE_COST_MAX):
         return _buckets(1, since, until, points)
     for step in STEPS:
         rows = span / step
@@ -77,6 +78,8 @@ def _buckets(step: int, since: float, until: float, points: int) -> Plan:
     times = max(1, -(-int(max(until - since, 1)) // (step * points)))
     while True:
         bucket = step * times
+        if step == 1:  # of whole minutes, or an even part of one
+            bucket = next((part for part in INSIDE if part >= bucket), -(-bucket // SECONDS) * SECONDS)
         began = int(since) // bucket * bucket
         count = -(-(int(until) - began) // bucket) or 1
         if count <= points or count == 1:
@@ -105,38 +108,42 @@ def _gauge(rows: Sequence[Row], at: int, column: Column, made: Plan) -> Line:
     count, total = [0] * made.count, [0] * made.count
     least: list[int | None] = [None] * made.count
     most: list[int | None] = [None] * made.count
-    bucket, began = made.bucket, made.began
+    bucket, began, ended = made.bucket, made.began, made.ended
+    sum_, low, high = at + 1, at + 2, at + 3
     for row in rows:
         number = row[at]
+        if not number or not began <= row[0] < ended:
+            continue
         place = (row[0] - began) // bucket
-        if not number or not 0 <= place < made.count:
+        if not count[place]:
+            count[place], total[place], least[place], most[place] = number, row[sum_], row[low], row[high]
             continue
         count[place] += number
-        total[place] += row[at + 1]
-        low, high = row[at + 2], row[at + 3]
-        was = least[place]
-        least[place] = low if was is None or low < was else was
-        was = most[place]
-        most[place] = high if was is None or high > was else was
+        total[place] += row[sum_]
+        least[place] = min(least[place], row[low])
+        most[place] = max(most[place], row[high])
     return _line(column, count, total, least, most)
 
 
 def _line(
     column: Column, count: list[int], total: list[int], least: Sequence[int | None], most: Sequence[int | None]
 ) -> Line:
-    digits = _digits(column)
-    unit = 1 / column.scale
+    digits, unit = _digits(column), 1 / column.scale
     mean = [round(sum_ / number * unit, digits) if number else None for number, sum_ in zip(count, total, strict=True)]
-    return Line(mean, _scaled(least, unit, digits), _scaled(most, unit, digits))
+    return Line(mean, _scaled(least, column), _scaled(most, column))
 
 
-def _scaled(numbers: Iterable[int | None], unit: float, digits: int) -> list[float | None]:
-    return [None if number is None else round(number * unit, digits) for number in numbers]
+def _scaled(numbers: Iterable[int | None], column: Column) -> list[float | None]:
+    if column.scale < 1:
+        unit = round(1 / column.scale)
+        return [None if number is None else number * unit for number in numbers]
+    scale = column.scale
+    return [None if number is None else number / scale for number in numbers]
 
 
-def _digits(column: Column) -> int:
-    """One more than what is stored can tell apart."""
-    return 0 if column.scale < 1 else len(str(int(column.scale)))
+def _digits(column: Column) -> int | None:
+    """One more than what is stored can tell apart; None: a whole number."""
+    return None if column.scale < 1 else len(str(int(column.scale)))
 
 
 def _sums(pairs: Iterable[tuple[int, int | None]], column: Column, made: Plan) -> list[float | None]:
@@ -145,7 +152,7 @@ def _sums(pairs: Iterable[tuple[int, int | None]], column: Column, made: Plan) -
         place = (at - made.began) // made.bucket
         if number is not None and 0 <= place < made.count:
             sums[place] = (sums[place] or 0) + number
-    return _scaled(sums, 1 / column.scale, _digits(column))
+    return _scaled(sums, column)
 
 
 def of_chunks(
@@ -155,37 +162,46 @@ def of_chunks(
     lines = {}
     for column in columns:
         at = kind.place[column.name]
-        seconds = [
-            (start + second, number)
-            for start, chunk in chunks
-            for second, number in enumerate(chunk.column(at))
-            if number is not None
-        ]
-        if column.how == GAUGE:
-            lines[column.name] = _seconds(seconds, column, made)
-        elif column.how == SUM:
-            lines[column.name] = Line(sum=_sums(seconds, column, made))
-        else:
-            lines[column.name] = Line(last=_last(seconds, column, made))
+        minutes = [(start, chunk.column(at)) for start, chunk in chunks]
+        if column.how == LAST:
+            lines[column.name] = Line(last=_last(minutes, column, made))
+            continue
+        parts = _parts(minutes, made)
+        lines[column.name] = _spread(parts, column) if column.how == GAUGE else _added(parts, column)
     return lines
 
 
-def _seconds(seconds: Sequence[tuple[int, int]], column: Column, made: Plan) -> Line:
+def _parts(minutes: Iterable[tuple[int, Numbers]], made: Plan) -> list[list[int]]:
+    """The numbers of each bucket."""
     found: list[list[int]] = [[] for _ in range(made.count)]
     began, bucket, ended = made.began, made.bucket, made.ended
-    for at, number in seconds:
-        if began <= at < ended:
-            found[(at - began) // bucket].append(number)
-    least = [min(numbers) if numbers else None for numbers in found]
-    most = [max(numbers) if numbers else None for numbers in found]
-    return _line(column, [len(numbers) for numbers in found], [sum(numbers) for numbers in found], least, most)
+    width = min(bucket, SECONDS)
+    for start, numbers in minutes:
+        for at in range(0, SECONDS, width):
+            second = start + at
+            if began <= second < ended:
+                part = numbers[at : at + width]
+                found[(second - began) // bucket] += [number for number in part if number is not None]
+    return found
 
 
-def _last(seconds: Sequence[tuple[int, int]], column: Column, made: Plan) -> list[object]:
+def _spread(parts: Sequence[list[int]], column: Column) -> Line:
+    least = [min(numbers) if numbers else None for numbers in parts]
+    most = [max(numbers) if numbers else None for numbers in parts]
+    return _line(column, [len(numbers) for numbers in parts], [sum(numbers) for numbers in parts], least, most)
+
+
+def _added(parts: Sequence[list[int]], column: Column) -> Line:
+    sums = [sum(numbers) if numbers else None for numbers in parts]
+    return Line(sum=_scaled(sums, column))
+
+
+def _last(minutes: Iterable[tuple[int, Numbers]], column: Column, made: Plan) -> list[object]:
     found: list[object] = [None] * made.count
-    for at, number in seconds:
-        if made.began <= at < made.ended:
-            found[(at - made.began) // made.bucket] = meaning(column, number)
+    for start, numbers in minutes:
+        for at, number in enumerate(numbers, start):
+            if number is not None and made.began <= at < made.ended:
+                found[(at - made.began) // made.bucket] = meaning(column, number)
     return found
 
 
@@ -195,4 +211,4 @@ def meaning(column: Column, number: int) -> object:
         return reasons(number)
     if column.name == "state":
         return STATES[number] if 0 <= number < len(STATES) else None
-    return round(number / column.scale, _digits(column))
+    return _scaled([number], column)[0]
