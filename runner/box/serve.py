@@ -194,15 +194,19 @@ class _Made:
         history.counts = gpus.meter.count
         for uuid, count in history.begin().items():
             gpus.meter.resume(uuid, count)
-        remember, files = self.diary.guarded(history.heard), JobFiles(self.settings.state.gpu_jobs)
+        return history
+
+    def _told(self) -> Callable[[Frame, Sequence[Step]], None]:
+        """Who else hears what was read; a demo's past is not remembered."""
+        gpus, files = self.daemon.gpus, JobFiles(self.settings.state.gpu_jobs)
+        remember = self.diary.guarded(self.history.heard)
         label = self.diary.guarded(lambda: files.write(gpus.by_index()))
 
         def told(frame: Frame, steps: Sequence[Step]) -> None:
             remember(frame, steps)
             label()
 
-        gpus.told = told
-        return history
+        return told
 
     def _engine(self, closing: ExitStack) -> Plain | Systemd | Actors:
         state, capacity = self.settings.state, Resources(self.settings.cpus, self.settings.memory_bytes, 0)
@@ -241,6 +245,7 @@ class _Made:
     def watch_gpus(self, turns: Turns, closing: ExitStack) -> Callable[[], Awaitable[None]]:
         """Have the GPUs watched; returns what waits until they are known, or why they are not."""
         gpus, known, play = self.daemon.gpus, asyncio.Event(), self.play
+        gpus.told = self._told()
 
         def heard(value: object) -> None:
             known.set()
