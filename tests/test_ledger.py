@@ -245,6 +245,30 @@ def test_a_count_that_is_of_no_use_leaves_the_gap_uncounted(count: Count | None)
     assert (use.energy_joules, use.uncounted_seconds) == (5.0, 50.0)
 
 
+def test_what_ended_with_the_box_is_not_counted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_hall(tmp_path) as hall:
+        hall.sees(reads(energy_joules=100.0))
+        job = hall.submit(gpus=1)
+        hall.turn()
+        hall.engine.runs(job, at=hall.now)
+        for _ in range(70):
+            hall.sees(reads())
+        hall.turn()
+        (before,) = hall.daemon.gpus.uses(job.id)
+        engine, now = hall.engine, hall.now
+    monkeypatch.setenv("GPUBOX_BOOT_ID", "another")
+    with a_hall(tmp_path, engine=engine) as hall:
+        hall.now = now + 100_000
+        hall.sees(reads(energy_joules=5e4))
+        engine.ends(job, reason="reboot")
+        end = engine.said[job.id, 1]
+        engine.said[job.id, 1] = dataclasses.replace(end, exit=dataclasses.replace(end.exit, ended_at=hall.now))
+        hall.turn()
+        (use,) = hall.daemon.gpus.uses(job.id)
+        assert before.until - 60 <= use.until <= before.until, "as it was recorded last"
+        assert use.unseen_seconds < 2
+
+
 def test_what_is_recorded_is_not_recorded_again_until_it_changes() -> None:
     job = alone()
     desk = Desk(job)

@@ -25,12 +25,12 @@ Key = tuple[int, int, str]  # job, attempt, UUID of the GPU
 @dataclass(slots=True)
 class _Account:
     use: Use
-    given_at: float = 0.0  # nothing from before it counts
     watts: float = 0.0
     busy: float | None = None  # the last utilization
     before: Count | None = None  # the counters as an earlier daemon left them; None: they have been caught up with
     caught: float = 0.0  # joules that were counted since, that the counter will tell again
     gap: float = 0.0  # seconds whose energy the counter may tell yet
+    over: bool = False  # it ended with the box, nobody knows when: nothing is added any more
 
 
 class Ledger:
@@ -47,13 +47,14 @@ class Ledger:
             key = (job.id, job.attempt, uuid)
             if key not in self._accounts:
                 use = Use(job.id, job.attempt, uuid, now, now, currency=self.currency)
-                self._accounts[key] = _Account(use, now)
+                self._accounts[key] = _Account(use)
 
-    def resume(self, use: Use, count: Count | None) -> None:
-        """What an earlier daemon had counted of an attempt that goes on. One that is counted here already stays."""
+    def resume(self, use: Use, count: Count | None, over: bool = False) -> None:
+        """What an earlier daemon had counted of an attempt that goes on. One that is counted here already stays.
+        over: the box went down since then, and the attempt with it."""
         key = (use.job, use.attempt, use.gpu)
         if key not in self._accounts:
-            self._accounts[key] = _Account(use, use.until, before=count)
+            self._accounts[key] = _Account(use, before=count, over=over)
 
     def keep(self, active: Mapping[int, Job]) -> None:
         """Forget the attempts that are over, and recorded."""
@@ -90,7 +91,7 @@ class Ledger:
         account = self._accounts[key]
         use = account.use
         passed = step.at - use.until
-        if passed <= 0:  # the clock went back, or this was before it had the GPU
+        if passed <= 0 or account.over:  # the clock went back, or this was before it had the GPU
             return
         self._changed.add(key)
         seen = min(passed, step.seconds)
@@ -187,7 +188,7 @@ class Ledger:
     def _closed(self, account: _Account, ended_at: float) -> Use:
         use = replace(account.use, xids=dict(account.use.xids))
         rest = ended_at - use.until
-        if rest <= 0:
+        if rest <= 0 or account.over:
             return use
         use.until = ended_at
         if rest > TAIL:

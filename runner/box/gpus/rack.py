@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from runner.box import tariff
 from runner.box.gpus.cards import Cards
+from runner.box.gpus.counts import another_boot, dumped, loaded
 from runner.box.gpus.frames import Frame, Probe
 from runner.box.gpus.ledger import Ledger
-from runner.box.gpus.meter import Count, Meter, Step
+from runner.box.gpus.meter import Meter, Step
 from runner.box.gpus.notices import Once, blamed, of_xid
 from runner.box.gpus.placement import Card, matches
 from runner.box.gpus.usage import Ours
@@ -126,7 +126,7 @@ class Rack:
         if not changed:
             return
         with suppress(DiskFull):  # later, or with their end
-            self._store.save_uses(changed, {use.gpu: _dumped(self.meter.count(use.gpu)) for use in changed})
+            self._store.save_uses(changed, {use.gpu: dumped(self.meter.count(use.gpu)) for use in changed})
             self.ledger.recorded(changed)
 
     def _differs(self, gpu: KnownGpu) -> bool:
@@ -153,7 +153,7 @@ class Rack:
         known = {job.id: job for job in active if job.allotted and not self.ledger.known(job)}
         for use, counted in self._store.uses(known) if known else ():
             if use.attempt == known[use.job].attempt:
-                self.ledger.resume(use, _loaded(counted))
+                self.ledger.resume(use, loaded(counted), over=another_boot(counted))
 
     def facts(self, now: float) -> list[Card]:
         return self.cards.cards(self.ours.active.values(), self.words(now), now)
@@ -191,7 +191,7 @@ class Rack:
             for job in starts
             for uuid in placements.get(job.id, ())
         ]
-        return uses, {use.gpu: _dumped(self.meter.count(use.gpu)) for use in uses}
+        return uses, {use.gpu: dumped(self.meter.count(use.gpu)) for use in uses}
 
     def used(self, job: Job, ended_at: float) -> list[Use]:
         """What an attempt that is over used of its GPUs, to be recorded with its end."""
@@ -319,14 +319,3 @@ class Rack:
 
     def process(self, pid: int) -> tuple[Process, list[str]] | None:
         return self.cards.process(pid)
-
-
-def _dumped(count: Count | None) -> str:
-    return "" if count is None else json.dumps(asdict(count))
-
-
-def _loaded(counted: str) -> Count | None:
-    if not counted:
-        return None
-    said = json.loads(counted)
-    return Count(said["at"], said["energy_joules"], said["throttled"])

@@ -7,15 +7,15 @@ written is kept for two hours and tried again each minute, and told once.
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
+from runner.box.gpus.counts import dumped, loaded
 from runner.box.gpus.frames import ASLEEP, OK, Frame
 from runner.box.gpus.meter import Count, Step
-from runner.box.history.archive import Archive, Gap, Known, Minute, Row, Subject, summary
+from runner.box.history.archive import Archive, Gap, Minute, Row, Subject, summary
 from runner.box.history.charts import Line, Plan, of_chunks, of_rows, plan
 from runner.box.history.chunk import Chunk, joined
 from runner.box.history.columns import GPU, HOST, HOST_KEY, LAST, STATES, Column, Kind, bits
@@ -78,7 +78,7 @@ class History:
             self.minutes.know(each.subject, each.last_at)
             if each.subject.kind is GPU:
                 self._gpus[each.subject.key] = each.subject
-                if (count := _count(each)) is not None:
+                if (count := loaded(each.subject.counted)) is not None:
                     counts[each.subject.key] = count
         return counts
 
@@ -146,7 +146,7 @@ class History:
         for uuid, subject in self._gpus.items():
             count = self.counts(uuid)
             if count is not None:
-                subject.counted = json.dumps(asdict(count))
+                subject.counted = dumped(count)
 
     def _written(self, batch: Sequence[Minute], error: BaseException | None) -> None:
         self._tell()
@@ -296,14 +296,6 @@ def _joined(gaps: Sequence[Gap], made: Plan) -> list[Gap]:
     """Each once: what was written and is still remembered is the same."""
     found = {(gap.key, round(gap.began)): gap for gap in gaps if gap.ended > made.began and gap.began < made.ended}
     return [found[name] for name in sorted(found)]
-
-
-def _count(each: Known) -> Count | None:
-    try:
-        said = json.loads(each.subject.counted)
-        return Count(float(said["at"]), said["energy_joules"], dict(said["throttled"]))
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _values(step: Step) -> dict[str, object]:
