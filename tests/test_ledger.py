@@ -301,10 +301,13 @@ def test_the_end_of_a_job_is_recorded_with_what_it_used(tmp_path: Path) -> None:
         assert "energy_joules" in counted
         hall.engine.ends(job)
         end = hall.engine.said[job.id, 1]
-        hall.engine.said[job.id, 1] = dataclasses.replace(end, exit=dataclasses.replace(end.exit, ended_at=hall.now))
+        hall.engine.said[job.id, 1] = dataclasses.replace(
+            end, exit=dataclasses.replace(end.exit, ended_at=hall.now + 0.5)
+        )
         hall.turn()
         ((final, rest),) = hall.store.uses([job.id])
         assert (final.attempt, final.gpu, rest) == (1, A, "")
+        assert final.until == hall.now + 0.5
         assert final.energy_joules == pytest.approx(300.0 * (final.until - final.since), rel=0.02)
         assert final.cost == pytest.approx((final.energy_joules or 0.0) / KWH * 0.5)
         assert hall.daemon.gpus.uses(job.id) == [final]

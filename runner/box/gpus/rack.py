@@ -179,7 +179,8 @@ class Rack:
     def uses(self, job_id: int) -> list[Use]:
         """What all attempts of a job used, up to now."""
         recorded = {(use.attempt, use.gpu): use for use, _ in self._store.uses([job_id])}
-        recorded |= {(use.attempt, use.gpu): use for use in self.ledger.of(job_id)}
+        if job_id in self.ours.active:  # of what is over, the record is the last word
+            recorded |= {(use.attempt, use.gpu): use for use in self.ledger.of(job_id)}
         return [recorded[key] for key in sorted(recorded)]
 
     def opening(
