@@ -1,6 +1,6 @@
 """`make bench`: every figure beside its bar, as ratios against a yardstick of the same run. Gates nothing.
 
-python -m bench                 all of M1 to M7, G1 to G4, L1 and the peers that are installed
+python -m bench                 all of M1 to M7, G1 to G4, H1 to H5, L1 and the peers that are installed
 python -m bench submit idle     some of them
 """
 
@@ -11,7 +11,19 @@ import os
 import platform
 import sys
 
-ALL = ("submit", "laptop", "first_line", "dispatch", "throughput", "idle", "listing", "crash", "gpus", "peers")
+ALL = (
+    "submit",
+    "laptop",
+    "first_line",
+    "dispatch",
+    "throughput",
+    "idle",
+    "listing",
+    "crash",
+    "gpus",
+    "monitor",
+    "peers",
+)
 
 
 def main() -> int:

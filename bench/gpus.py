@@ -32,7 +32,7 @@ def measure() -> list[Figure]:
     return [*_collector(), *_handover(), *_long_queues()]
 
 
-def _fake(mine: Box, models: list[str]) -> FakeNvml:
+def fake_of(mine: Box, models: list[str]) -> FakeNvml:
     folder = Path(mine.root, "fake")
     folder.mkdir()
     fake = FakeNvml(folder, calls=False)
@@ -47,7 +47,7 @@ def _collector() -> list[Figure]:
     mine = Box()
     holders = [subprocess.Popen(["sleep", "600"], stdin=NULL) for _ in range(16)]
     try:
-        fake = _fake(mine, ["3090", "4090"] * 4)
+        fake = fake_of(mine, ["3090", "4090"] * 4)
         for number, holder in enumerate(holders):
             fake.gpus[number % 8].process(holder.pid, GIB)
         mine.start()
@@ -101,7 +101,7 @@ def _spread(gaps: list[float]) -> str:
 def _gaps(late: float, jobs: int) -> list[float]:
     mine = Box()
     try:
-        fake = _fake(mine, ["3090"])
+        fake = fake_of(mine, ["3090"])
         fake.gpus[0].free_late(late)
         mine.start()
         code = f"import time\n{fake.holding(6 * GIB)}\ntime.sleep(0.5)"

@@ -204,6 +204,7 @@ class Process:
     launch: str | None = None  # of its cgroup (`job/attempt`), else RUNNER_LAUNCH_ID of it or its nearest ancestor
     ancestors: list[int] = field(default_factory=list)  # parent first
     job: int | None = None  # the job that it belongs to; None: foreign
+    utilization: float | None = None  # 0..1: of the last seconds that it kept this GPU busy; None: the driver is silent
 
 
 @dataclass(slots=True)
@@ -223,9 +224,17 @@ class Sample:
     memory_clock_hertz: float | None = None
     energy_joules: float | None = None  # since the driver was loaded: it falls when the driver is loaded again
     throttled_seconds: dict[str, float] | None = None  # reason -> since the driver was loaded
+    memory_temperature_celsius: float | None = None
     power_limit_watts: float | None = None
-    pcie_generation: int | None = None
+    power_limit_default_watts: float | None = None
+    slowdown_celsius: float | None = None  # from here on the card slows itself down
+    shutdown_celsius: float | None = None
+    pcie_generation: int | None = None  # now: it drops while the card idles
     pcie_width: int | None = None
+    pcie_generation_most: int | None = None  # that card and slot can do together
+    pcie_width_most: int | None = None
+    remap_pending: bool | None = None  # a damaged piece of its memory leaves use with the next reset
+    remap_failed: bool | None = None
     ecc_errors: int | None = None  # uncorrected, since the driver was loaded
     recovery: str | None = None  # what the driver says is needed: none | reset | reboot | drain | ...
     persistence: bool | None = None
@@ -253,11 +262,54 @@ class Gpu:
 
 
 @dataclass(slots=True)
+class Use:
+    """What one attempt used of one GPU. Its averages are of what was measured; what nobody saw is told as such."""
+
+    job: int
+    attempt: int
+    gpu: str  # UUID
+    since: float
+    until: float  # up to here it is counted; seen and unseen seconds are all of the time between
+    seen_seconds: float = 0.0
+    unseen_seconds: float = 0.0  # nobody looked: the daemon or the driver was away
+    measured_seconds: float = 0.0  # of those seen, how busy it was is known
+    busy_seconds: float = 0.0  # utilization, times these seconds
+    idle_seconds: float = 0.0  # of these, with less than 5 % to do
+    peak_bytes: int | None = None  # the most memory that it was seen to hold on it
+    energy_joules: float | None = None
+    uncounted_seconds: float = 0.0  # seconds whose energy is not known, and not in the sum
+    cost: float | None = None  # by the tariff of the time; None: there was none
+    currency: str = ""
+    hottest_celsius: float | None = None
+    heat_seconds: float = 0.0  # held back because it was too hot
+    brake_seconds: float = 0.0  # held back because the power supply asked for it
+    capped_seconds: float = 0.0  # at its power limit, as a busy GPU should be
+    xids: dict[str, int] = field(default_factory=dict)  # code -> how often the driver laid it to this job
+    shared: bool = False  # others had the GPU, too: energy and work are a guess by what each did
+
+
+@dataclass(slots=True)
+class Notice:
+    """Something happened that its owner should know; told once."""
+
+    id: int
+    at: float
+    kind: str  # xid | gpu_lost | idle | stalled | memory_creep | hot | disk | ...
+    severity: str  # critical | warning | job | info
+    text: str
+    hint: str = ""
+    gpu: str | None = None  # UUID
+    job: int | None = None
+    code: int | None = None  # of an Xid
+    seen_at: float | None = None  # somebody said that they know
+
+
+@dataclass(slots=True)
 class Event:
     """Something changed: what the event stream carries."""
 
     seq: int
-    kind: str  # job | environment | box
+    kind: str  # job | environment | box | notice
     id: int | str
     state: str
     at: float

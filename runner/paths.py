@@ -52,6 +52,14 @@ class StateDir(str):
         return f"{self}/runner.db"
 
     @property
+    def metrics(self) -> str:
+        return f"{self}/metrics.db"  # what GPUs and host did: it may be deleted at any time
+
+    @property
+    def gpu_jobs(self) -> str:
+        return f"{self}/gpu-jobs"  # <index of a GPU>: the ids of the jobs that have it, for dcgm-exporter
+
+    @property
     def daemon_lock(self) -> str:
         return f"{self}/daemon.lock"
 

@@ -58,6 +58,7 @@ class FakeGpu:
         self._free_late = 0.0
         self._processes: dict[int, tuple[int | None, str, int]] = {}
         self._lingering: list[tuple[int, float]] = []
+        self._xids = [0, 0]  # how many, the last
 
     def set(self, **values: int | str | None) -> None:
         """Fields in NVML's units: bytes, %, mW, mJ, MHz, °C, ns, bits. None: as the model has it (`used`: the sum)."""
@@ -115,6 +116,11 @@ class FakeGpu:
         self._fault = "" if code is None else f"fault {code}{'' if handle else ' calls'}"
         self._nvml.write()
 
+    def xid(self, code: int) -> None:
+        """A fault that NVML tells by itself, once."""
+        self._xids = [self._xids[0] + 1, code]
+        self._nvml.write()
+
     def back(self) -> None:
         self.fault(None)
 
@@ -136,6 +142,7 @@ class FakeGpu:
             f"bus {self.bus_id}",
             f"free_late {self._free_late * 1000:.0f}",
             *(f"{field} {value}" for field, value in self._values.items()),
+            f"xid {self._xids[0]} {self._xids[1]}",
             *(["garbage"] if self._garbage else []),
             *(f"fail {field} {code}" for field, code in self._fails.items()),
             *([self._fault] if self._fault else []),

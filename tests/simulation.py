@@ -7,7 +7,7 @@ keeps its own books of who has what and of what the driver has shown; judge.py c
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from runner.box.schedule import Decision, Facts, schedule
 from runner.box.settings import Settings
 from runner.box.settle import retry_pause
 from runner.box.store import KnownGpu, Stuck
-from runner.model import Evidence, Job, JobSpec, Process, Resources
+from runner.model import Evidence, Job, JobSpec, Notice, Process, Resources, Use
 from runner.paths import StateDir
 
 GIB = 1 << 30
@@ -131,6 +131,18 @@ class Memory:
     def forget_gpu(self, uuid: str) -> None:
         del self.rows[uuid]
 
+    def save_uses(self, uses: Sequence[Use], counts: Mapping[str, str]) -> None:
+        pass
+
+    def uses(self, ids: Iterable[int]) -> list[tuple[Use, str]]:
+        return []
+
+    def notify(self, notices: Sequence[Notice]) -> None:
+        pass
+
+    def notices(self) -> list[Notice]:
+        return []
+
 
 SETTINGS = Settings(StateDir("/nowhere"), "/nowhere/s", gpu_desktop_bytes=DESKTOP_BYTES, gpu_free_seconds=FREE_SECONDS)
 SPEC = JobSpec(["true"])
@@ -213,7 +225,7 @@ class History:
         for job in decision.starts:
             uuids = decision.placements.get(job.id, ())
             self.book.start(job, uuids)
-            self.rack.given(job)
+            self.rack.given(job, self.now)
             self._begin(job, uuids)
         self.laid_out.update(job.id for job in decision.prepares)
         return decision

@@ -660,3 +660,70 @@ def test_a_state_that_fails_under_a_request_ends_the_daemon(error: Exception, en
     status, said = answered(house, error)
     assert (status, set(said)) == (500, {"code", "message", "hint"})
     assert [problem.exit_code for problem in doomed] == [74] * ends
+
+
+# --- what the GPUs and the host did ----------------------------------------------------------------------------------
+
+
+def test_the_host_has_a_history_on_a_box_without_a_gpu(daemon: wire.Box) -> None:
+    def told() -> Any:
+        said = daemon.get("/history?of=host&last=60&points=60")
+        (series,) = said["series"] or [{"lines": {}}]
+        memory = series["lines"].get("memory_used_bytes", {"mean": []})["mean"]
+        return said if any(memory) else None
+
+    said = tools.wait_until(told)
+    assert (said["step"], said["bucket"], len(said["at"]), said["trouble"]) == (1, 1, 60, "")
+    assert said["at"][0] == said["since"]
+    (series,) = said["series"]
+    assert (series["subject"], series["kind"]) == ("host", "host")
+    line = series["lines"]["memory_used_bytes"]
+    assert len(line["mean"]) == len(line["least"]) == 60
+    assert "sum" not in line
+
+
+def test_the_history_is_a_table_too(daemon: wire.Box) -> None:
+    tools.wait_until(lambda: daemon.get("/history?of=host")["series"])
+    reply = daemon.ask("GET", "/history/table?of=host&columns=memory_used_bytes,cpu&step=1&last=100000")
+    assert reply.headers["content-type"].startswith("text/csv")
+    heading, *lines = reply.body.decode().splitlines()
+    assert heading == "at,subject,memory_used_bytes,cpu"
+    assert lines
+    assert lines[0].split(",")[1] == "host"
+    assert float(lines[0].split(",")[2]) > 1 << 20
+
+
+@pytest.mark.parametrize(("asked", "status"), [
+    ("/history?points=0", 422), ("/history?points=1001", 422), ("/history?since=5&until=4", 422),
+    ("/history?columns=nonsense", 422), ("/history?of=GPU-77", 404), ("/history?job=999", 404),
+    ("/history?since=nan", 422), ("/history?last=-1", 422), ("/history/table?step=7", 422), ("/notices?limit=0", 422),
+])  # fmt: skip
+def test_a_question_that_has_no_answer_is_refused_in_words(daemon: wire.Box, asked: str, status: int) -> None:
+    reply = daemon.ask("GET", asked)
+    assert reply.status == status
+    assert reply.json()["message"]
+
+
+def test_a_job_that_has_not_run_has_no_history(daemon: wire.Box) -> None:
+    job_id = daemon.post("/jobs", {"spec": {"command": ["true"]}, "held": True})["id"]
+    reply = daemon.ask("GET", f"/history?job={job_id}")
+    assert (reply.status, reply.json()["code"]) == (422, "bad_request")
+    daemon.post("/jobs/cancel", {"ids": [job_id]})
+
+
+def test_what_the_history_takes_is_told(daemon: wire.Box) -> None:
+    said = daemon.get("/history/kept")
+    assert said["bytes"] > 0
+    assert said["keep_seconds_days"] == 14
+
+
+def test_prometheus_is_told_of_the_box(daemon: wire.Box) -> None:
+    reply = daemon.ask("GET", "/metrics")
+    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert b"\ngpubox_disk_free_bytes " in reply.body
+    assert b"gpubox_gpus_known 0" in reply.body
+
+
+def test_there_is_nothing_to_notice(daemon: wire.Box) -> None:
+    assert daemon.get("/notices?unseen=true") == {"notices": []}
+    assert daemon.post("/notices/seen", {"up_to": 10**30}) == {"up_to": 10**30}

@@ -19,7 +19,7 @@ import pytest
 import runner
 from runner import cli, errors, model, words
 from runner.box.gpus import watch
-from runner.cli import complete, gpus, jobs, options, output, show, submit, values, wait
+from runner.cli import complete, gpus, jobs, options, output, show, submit, usage, values, wait
 
 HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(runner.__file__)))
 
@@ -1438,3 +1438,78 @@ def test_a_folder_is_called_as_the_shell_calls_it_when_that_is_true(monkeypatch,
     monkeypatch.chdir(real)
     monkeypatch.setenv("PWD", named.format(link=link))
     assert submit._current_directory() == told.format(real=os.path.realpath(real), link=link)
+
+
+def a_use(**values: object) -> dict[str, object]:
+    return asdict(model.Use(**{"job": 42, "attempt": 1, "gpu": "GPU-a", "since": NOW, "until": NOW + 7200, **values}))
+
+
+def test_what_a_job_used_is_shown_with_its_attempts(box, run):
+    used = {
+        "seen_seconds": 7100.0, "unseen_seconds": 100.0, "measured_seconds": 7000.0, "busy_seconds": 6090.0,
+        "idle_seconds": 250.0, "peak_bytes": 9771050598, "energy_joules": 2.2e6, "cost": 0.2, "currency": "EUR",
+        "hottest_celsius": 83.0, "heat_seconds": 180.0, "xids": {"31": 2}, "uncounted_seconds": 60.0, "shared": True,
+    }  # fmt: skip
+    tried = {"number": 1, "state": "running", "created_at": NOW, "allotted": ["GPU-a"]}
+    box.replies["GET /jobs/42"] = {
+        "job": job(42, words.RUNNING), "spec": {}, "attempts": [tried], "uses": [a_use(**used)],
+        "gpus": {"GPU-a": {"index": 0, "name": "NVIDIA GeForce RTX 3090", "memory_bytes": 24 << 30}},
+    }  # fmt: skip
+    lines = [line.strip() for line in run("show", "42")[1].splitlines()]
+    assert "used          2h00m of GPU, 0.61 kWh (a guess: shared, without 1m00s), 0.20 EUR" in lines
+    assert lines[-1] == (
+        "GPU 0: 87 % busy, idle for 4m10s, peak 9.1 GiB, 0.61 kWh (a guess: shared, without 1m00s), 0.20 EUR, "
+        "at most 83 °C, held back by heat for 3m00s, Xid 31 2 times, nobody looked for 1m40s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("use", "text"),
+    [
+        (a_use(), "nothing was seen of it"),
+        (a_use(energy_joules=900.0), "0.25 Wh"),
+        (a_use(measured_seconds=100.0, busy_seconds=4.0), "4 % busy"),
+        (a_use(xids={"79": 1}), "Xid 79"),
+        (a_use(brake_seconds=60.0), "held back by its power supply for 1m00s"),
+    ],
+)
+def test_what_was_used_is_said_as_far_as_it_is_known(use, text):
+    assert usage.words(use) == text
+    assert usage.total([]) == ""
+
+
+def test_notices_are_the_newest_last_with_what_to_do(box, run):
+    old = asdict(model.Notice(3, NOW, "xid", "job", "GPU 0: an error (Xid 31)", "look at the program", code=31))
+    new = asdict(model.Notice(4, NOW, "gpu_back", "info", "GPU 0 is back\x1b[2J"))
+    box.replies["GET /notices"] = {"notices": [new, old]}
+    box.replies["POST /notices/seen"] = {"up_to": 4}
+    code, out, err = run("notices")
+    assert (code, err) == (0, "")
+    assert [line[21:] for line in out.splitlines()] == [
+        "job       GPU 0: an error (Xid 31)",
+        "          look at the program",
+        "info      GPU 0 is back\\x1b[2J",
+    ]
+    assert box.sent("POST /notices") == []
+    run("notices", "--seen")
+    assert box.sent("POST /notices/seen") == [{"up_to": 4}]
+    assert len(json.loads(run("notices", "--all", "--json")[1])) == 2
+    assert "unseen=false" in box.asked[-1][1]
+    box.replies["GET /notices"] = {"notices": []}
+    assert run("notices") == (0, "", "nothing new\n")
+    assert run("notices", "--all")[2] == "nothing was ever noticed\n"
+
+
+def test_gpus_are_watched_until_somebody_ends_it(box, run, monkeypatch):
+    looks = []
+
+    def sleep(_: float) -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpus.time, "sleep", sleep)
+    box.replies["GET /gpus"] = {"gpus": a_few(), "silent": None}
+    code, out, _ = run("gpus", "--watch")
+    assert code == 130
+    assert out.count("GPU  MODEL") == 3

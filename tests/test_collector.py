@@ -143,9 +143,11 @@ def test_the_first_frame_has_everything(machine: Machine) -> None:
         "state": "ok",
     }  # fmt: skip
     assert first["memory_bytes"] == (24576 - 317) << 20
-    assert first["absent"] == {"ecc_errors": "not exposed by this card"}
+    data_centre = ("ecc_errors", "memory_temperature_celsius", "remap_pending", "remap_failed")
+    assert first["absent"] == dict.fromkeys(data_centre, "not exposed by this card")
     assert second["sample"]["ecc_errors"] == 0
-    assert second["absent"] == {"fan": "not exposed by this card"}
+    no_limits = ("fan", "slowdown_celsius", "shutdown_celsius")
+    assert second["absent"] == dict.fromkeys(no_limits, "not exposed by this card")
     (process,) = first["processes"]
     assert (process["pid"], process["memory_bytes"], process["kind"]) == (os.getpid(), 2 * GIB, "compute")
     assert process["alive"] is True
@@ -248,6 +250,21 @@ def test_faults_of_the_kernel_log_come_with_the_next_frame(machine: Machine) -> 
         file.write("4,2,2,-;NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus.\n")
     (xid,) = machine.until(lambda frame: frame["xids"], frames=3)["xids"]
     assert (xid["bus_id"], xid["code"], xid["text"]) == ("00000000:01:00.0", 79, "it fell off the bus")
+
+
+def test_a_fault_that_the_log_and_the_driver_tell_is_one(machine: Machine) -> None:
+    gpu = machine.fake.add("3090")
+    machine.start()
+    machine.line()
+    with open(machine.kernel_log, "a") as file:
+        file.write("4,2,2,-;NVRM: Xid (PCI:0000:01:00): 31, pid=4242, name=python, MMU Fault\n")
+    gpu.xid(31)
+    (told,) = machine.until(lambda frame: frame["xids"], frames=5)["xids"]
+    assert (told["code"], told["pid"], told["bus_id"]) == (31, 4242, gpu.bus_id)
+    gpu.xid(13)  # which the log does not tell
+    (told,) = machine.until(lambda frame: frame["xids"], frames=5)["xids"]
+    assert (told["code"], told.get("pid")) == (13, None)
+    assert told["text"] == "an error of the application: its program on the GPU failed"
 
 
 # --- faults --------------------------------------------------------------------------------------------------------

@@ -33,9 +33,17 @@ REST = {
     "memory_clock_hertz": 1e10,
     "energy_joules": 1e7,
     "throttled_seconds": {"power_cap": 1.5, "hw_thermal": 0},
+    "memory_temperature_celsius": 88,
     "power_limit_watts": 350,
+    "power_limit_default_watts": 350,
+    "slowdown_celsius": 95,
+    "shutdown_celsius": 98,
     "pcie_generation": 4,
     "pcie_width": 16,
+    "pcie_generation_most": 4,
+    "pcie_width_most": 16,
+    "remap_pending": False,
+    "remap_failed": False,
     "ecc_errors": 0,
     "recovery": "none",
     "persistence": True,
@@ -50,6 +58,7 @@ PROCESS = {
     "command": "python train.py",
     "launch": "12/1",
     "ancestors": [100, 50, 1],
+    "utilization": 0.25,
 }
 
 
@@ -93,17 +102,19 @@ def test_a_frame_carries_all_that_was_read() -> None:
         cost=0.012,
         gpus=[a_card(0, sample=HOT | REST, processes=[PROCESS]), a_card(1, processes=[])],
         links={"GPU-0 GPU-1": 30},
-        xids=[{"at": 999.0, "bus_id": "00000000:01:00.0", "code": 79, "text": "fallen off the bus"}],
+        xids=[{"at": 999.0, "bus_id": "00000000:01:00.0", "code": 79, "text": "fallen off the bus", "pid": 7}],
     )
     assert (frame.at, frame.driver, frame.cuda, frame.cost) == (1000.5, "570.86.15", "12.8", 0.012)
     assert frame.links == {("GPU-0", "GPU-1"): 30}
-    assert frame.xids == [Xid(999.0, "00000000:01:00.0", 79, "fallen off the bus")]
+    assert frame.xids == [Xid(999.0, "00000000:01:00.0", 79, "fallen off the bus", 7)]
     first, second = frame.cards
     assert first.sample == HOT | REST
     assert first.absent == {}, "what is there is not absent"
     assert second.absent == {"ecc_errors": "not exposed by this card"}
     assert first.processes == [
-        Process(4321, 12345678, GIB, "compute", True, "alice", "python train.py", "12/1", [100, 50, 1])
+        Process(
+            4321, 12345678, GIB, "compute", True, "alice", "python train.py", "12/1", [100, 50, 1], utilization=0.25
+        )
     ]
     assert (second.uuid, second.index, second.memory_bytes, second.state) == ("GPU-1", 1, 24 * GIB, "ok")
     assert second.processes == [], "none is not the same as not read"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,11 +18,13 @@ from typing import Any
 
 import pytest
 import tools
+import wire
 from fake_nvml import FakeGpu, FakeNvml
 from tools import wait_until
 
 from runner import words
 from runner.box.gpus.watch import driver_there
+from runner.box.history.archive import STEPS
 from runner.job import processes
 
 pytestmark = pytest.mark.long
@@ -148,6 +151,14 @@ class Site:
         )
         assert self.job(id_)["state"] == words.QUEUED
         return said
+
+    def asks(self, path: str) -> wire.Reply:
+        """The API itself."""
+        with wire.Wire(self.box.socket) as link:
+            link.send("GET", path)
+            reply = link.reply()
+        assert reply.status == 200, reply
+        return reply
 
     # --- GPUs ---
 
@@ -466,6 +477,46 @@ def test_what_a_job_used_is_shown_and_told_to_the_next_submit(site: Site) -> Non
 
 
 # --- no GPU ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_job_used_is_shown_charted_and_exported(site: Site) -> None:
+    one = site.fake.gpus[2]
+    job = site.runs("--gpus", "1", "--gpu-type", "4090")
+    kept = one.lines()
+    one.set(power=360_000, utilization=90, temperature=77)
+    wait_until(lambda: (site.show(job)["uses"] or [{}])[0].get("hottest_celsius") == 77, 20, site.box.story)
+    wait_until(lambda: (site.show(job)["uses"][0]["energy_joules"] or 0) > 700, 20, lambda: site.show(job)["uses"])
+    one.set(power=None, utilization=None, temperature=None)
+    assert one.lines() == kept
+    site.finish(job)
+    shown = site.box.run("show", job)
+    assert "at most 77 °C" in shown
+    assert "Wh" in shown
+    assert "peak 6 GiB" in shown
+    said = site.asks(f"/history?job={job}&columns=power_watts,throttled_by,cpu").json()
+    assert [series["subject"] for series in said["series"]] == [one.uuid, "host"]
+    assert max(filter(None, said["series"][0]["lines"]["power_watts"]["most"])) == 360.0
+    assert said["step"] == 1
+    table = site.asks(f"/history/table?job={job}&of=2&step=1&columns=power_watts").body.decode()
+    assert f",{one.uuid},360.0" in table
+    metrics = site.asks("/metrics").body.decode()
+    assert f'gpubox_gpu_temperature_celsius{{gpu="2",uuid="{one.uuid}"}} 35' in metrics
+    running = site.runs("--gpus", "1")
+    index = str(site.gpu(site.on(running))["index"])
+    wait_until(Path(site.box.state.gpu_jobs, index).exists)
+    assert Path(site.box.state.gpu_jobs, index).read_text() == f"{running}\n"
+    site.finish(running)
+
+
+def test_a_fault_of_the_driver_is_noticed_with_its_job(site: Site) -> None:
+    job = site.runs("--gpus", "1")
+    site.on(job).xid(31)
+    (notice,) = wait_until(lambda: site.asks("/notices").json()["notices"], 20, site.box.story)
+    assert (notice["kind"], notice["severity"], notice["job"], notice["code"]) == ("xid", "job", int(job), 31)
+    assert notice["hint"]
+    assert "gpubox_gpu_xids_total" in site.asks("/metrics").body.decode()
+    assert site.show(job)["uses"][0]["xids"] == {"31": 1}
+    site.finish(job)
 
 
 def test_without_a_driver_it_is_said_once_and_cpu_jobs_run(box: tools.Box, tmp_path: Path) -> None:
@@ -815,6 +866,47 @@ def test_deaths_of_collectors_and_daemons_change_nothing_for_jobs(site: Site) ->
     site.finish(*jobs)
     site.began(waiting)
     site.finish(waiting)
+
+
+@pytest.mark.crash
+def test_what_a_job_used_is_counted_once_however_often_daemons_die(own: Callable[..., Site]) -> None:
+    """The driver counts on while nobody looks. What was not seen is told; the history has gaps, and nothing twice."""
+    site = own("3090", GPUBOX_TARIFF="0.36")
+    (gpu,) = site.fake.gpus
+    gpu.set(power=0, energy=1_000_000, utilization=80)  # a power of nothing: all that is told was counted
+    site.reads(gpu, lambda seen: seen["sample"]["energy_joules"] == 1000.0)
+    job = site.runs("--gpus", "1")
+    began = site.job(job)["started_at"]
+    counted = 1_000_000
+    for _ in range(50):
+        counted += 36_000
+        gpu.set(energy=counted)
+        site.box.stop(signal.SIGKILL)
+        site.box.start()
+        site.known()
+    exact = (counted - 1_000_000) / 1000
+
+    def told() -> Any:
+        (use,) = site.show(job)["uses"]
+        return use if use["energy_joules"] == pytest.approx(exact) else None
+
+    use = wait_until(told, 20, lambda: f"{site.show(job)['uses']} is not {exact} J{site.box.story()}")
+    assert use["uncounted_seconds"] == pytest.approx(0.0, abs=0.1)
+    site.finish(job)
+    (use,) = site.show(job)["uses"]
+    ended = site.job(job)["ended_at"]
+    assert use["energy_joules"] == pytest.approx(exact)
+    assert use["cost"] == pytest.approx(exact / 3.6e6 * 0.36)
+    assert use["seen_seconds"] + use["unseen_seconds"] == pytest.approx(use["until"] - use["since"])
+    assert use["unseen_seconds"] > 1
+    assert use["until"] == ended
+    assert abs(use["since"] - began) < 5
+    site.box.stop()
+    connection = sqlite3.connect(site.box.state.metrics)
+    counts = [connection.execute(f"SELECT sum(utilization_percent_n) FROM gpu_{step}").fetchone()[0] for step in STEPS]
+    connection.close()
+    assert len(set(counts)) == 1, "every step has the same"
+    assert counts[0] <= ended - began + 30, "no second twice"
 
 
 @pytest.mark.crash

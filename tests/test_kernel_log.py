@@ -71,6 +71,24 @@ def test_a_fault_that_is_told_twice_is_one(log: Path, monkeypatch: pytest.Monkey
     following.close()
 
 
+def test_a_fault_names_the_process_that_it_is_laid_to(log: Path) -> None:
+    following = KernelLog(str(log))
+    say(log, LOST, "NVRM: Xid (PCI:0000:02:00): 31, pid=4242, name=python, MMU Fault")
+    assert [xid.get("pid") for xid in following.read()] == [None, 4242]
+    following.close()
+
+
+def test_what_others_tell_counts_where_the_log_is_silent(log: Path) -> None:
+    following = KernelLog(str(log))
+    say(log, LOST)
+    following.read()
+    told = following.beside([("00000000:01:00.0", 79), ("00000000:01:00.0", 48), ("00000000:01:00.0", 48)])
+    assert [xid["code"] for xid in told] == [48]
+    say(log, "NVRM: Xid (PCI:0000:01:00): 48, pid=1")
+    assert following.read() == [], "nor the other way around"
+    following.close()
+
+
 def test_a_log_that_may_not_be_read_is_silent(tmp_path: Path) -> None:
     following = KernelLog(str(tmp_path / "missing"))
     assert not following.readable

@@ -14,7 +14,7 @@ from fake_nvml import FakeNvml
 
 from runner.box.gpus import nvml
 from runner.box.gpus.faults import Lost
-from runner.box.gpus.nvml import ASK_AGAIN, COLD, HOT, NEEDS_ROOT, UNSUPPORTED, WARM, Card, Session
+from runner.box.gpus.nvml import ASK_AGAIN, COLD, HOT, NEEDS_ROOT, UNSUPPORTED, WARM, Card, Session, readers
 
 ALL = (HOT, WARM, COLD)
 GIB = 1 << 30
@@ -49,7 +49,8 @@ def test_values_are_in_si_units_and_bytes(driver: FakeNvml) -> None:
     assert (card.uuid, card.index, card.bus_id) == (gpu.uuid, 0, "00000000:01:00.0")
     assert (card.memory_bytes, card.unified) == ((24576 - 317) << 20, False)
     values, reasons = card.read(ALL, 0.0)
-    assert reasons == {"ecc_errors": UNSUPPORTED}
+    data_centre = ("ecc_errors", "memory_temperature_celsius", "remap_pending", "remap_failed")
+    assert reasons == dict.fromkeys(data_centre, UNSUPPORTED)
     assert values.pop("throttled_seconds") == {
         "power_cap": 2.5, "sync_boost": 0, "sw_thermal": 0, "hw_thermal": 0, "power_brake": 0,
     }  # fmt: skip
@@ -66,8 +67,13 @@ def test_values_are_in_si_units_and_bytes(driver: FakeNvml) -> None:
         "memory_clock_hertz": 9.751e9,
         "energy_joules": 123456.789,
         "power_limit_watts": 300.0,
+        "power_limit_default_watts": 350.0,
+        "slowdown_celsius": 95.0,
+        "shutdown_celsius": 98.0,
         "pcie_generation": 4,
         "pcie_width": 8,
+        "pcie_generation_most": 4,
+        "pcie_width_most": 16,
         "recovery": "reboot",
         "persistence": True,
     }
@@ -104,7 +110,7 @@ def test_what_a_card_does_not_expose_is_asked_for_again_after_ten_minutes_only(d
     gpu.unsupported("fan")
     card = only_card()
     for now in (0.0, 5.0, ASK_AGAIN - 1):
-        assert card.read((WARM,), now)[1] == {"fan": UNSUPPORTED}
+        assert card.read((WARM,), now)[1]["fan"] == UNSUPPORTED
     assert driver.calls("nvmlDeviceGetFanSpeed") == 1
     gpu.set(fan=40)
     assert card.read((WARM,), ASK_AGAIN)[0]["fan"] == 0.4
@@ -235,7 +241,7 @@ def test_energy_that_falls_is_passed_on(driver: FakeNvml) -> None:
 
 def test_an_old_driver_is_asked_by_the_old_names(driver: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_temperature_of", "_throttles_of", "_memory_of"):  # settled by other tests, for their driver
-        monkeypatch.setattr(nvml, name, fresh(name))
+        monkeypatch.setattr(readers, name, fresh(name))
     driver.old_driver()
     driver.add("3090").set(used=GIB, throttle=4)
     card = only_card()
@@ -258,7 +264,7 @@ def fresh(name: str) -> Callable[..., object]:
             pynvml.nvmlDeviceGetMemoryInfo,
         ),
     }
-    return nvml._either(*pairs[name])
+    return nvml.either(*pairs[name])
 
 
 def test_the_old_name_is_settled_at_the_first_call() -> None:
@@ -268,7 +274,7 @@ def test_the_old_name_is_settled_at_the_first_call() -> None:
         asked.append("new")
         raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
 
-    call = nvml._either(new, lambda: asked.append("old"))
+    call = nvml.either(new, lambda: asked.append("old"))
     call()
     call()
     assert asked == ["new", "old", "old"]
@@ -288,15 +294,15 @@ def test_processes_are_listed_once_each_with_what_they_hold(driver: FakeNvml) ->
     gpu = driver.add("3090")
     gpu.process(300, GIB)
     gpu.process(100, None)
-    gpu.process(200, 2 * GIB, "both")
+    gpu.process(200, 2 * GIB, "both", sm=75)
     gpu.process(400, 3 * GIB, "graphics")
     listed, reason = only_card().processes(0.0)
     assert reason == ""
     assert listed == [
-        (100, None, "compute"),
-        (200, 2 * GIB, "both"),
-        (300, GIB, "compute"),
-        (400, 3 * GIB, "graphics"),
+        (100, None, "compute", 0.0),
+        (200, 2 * GIB, "both", 0.75),
+        (300, GIB, "compute", 0.0),
+        (400, 3 * GIB, "graphics", 0.0),
     ]
 
 
@@ -305,7 +311,7 @@ def test_a_process_with_absurd_memory_is_listed_without_it(driver: FakeNvml) -> 
     gpu.set(used=GIB)
     gpu.process(100, 2**63)
     gpu.process(2**32 - 1, GIB)
-    assert only_card().processes(0.0) == ([(100, None, "compute")], "")
+    assert only_card().processes(0.0) == ([(100, None, "compute", 0.0)], "")
 
 
 def test_a_list_that_can_not_be_read_is_not_an_empty_one(driver: FakeNvml) -> None:
@@ -314,6 +320,48 @@ def test_a_list_that_can_not_be_read_is_not_an_empty_one(driver: FakeNvml) -> No
     assert card.processes(0.0) == ([], "")
     gpu.fails("processes", 999)
     assert card.processes(0.0) == (None, "error: the driver does not know why")
+
+
+def test_what_each_process_does_is_told_where_the_driver_knows_it(driver: FakeNvml) -> None:
+    gpu = driver.add("3090")
+    gpu.process(100, GIB, sm=30)
+    card = only_card()
+    assert [busy for *_, busy in card.processes(0.0)[0] or ()] == [0.3]
+    gpu.garbage()
+    assert [busy for *_, busy in card.processes(1.0)[0] or ()] == [None], "old, and over 100 %"
+    gpu.garbage(False)
+    gpu.unsupported("process_utilization")
+    assert [busy for *_, busy in card.processes(2.0)[0] or ()] == [None]
+    card.processes(3.0)
+    assert driver.calls("nvmlDeviceGetProcessUtilization") == 3 + 2, "twice each, with the size; then not any more"
+
+
+def test_a_card_of_a_data_centre_says_more(driver: FakeNvml) -> None:
+    driver.add("h200").set(memory_temperature=88, remap_pending=1)
+    values, reasons = only_card().read(ALL, 0.0)
+    assert (values["memory_temperature_celsius"], values["remap_pending"], values["remap_failed"]) == (
+        88.0,
+        True,
+        False,
+    )
+    assert reasons["slowdown_celsius"] == UNSUPPORTED
+
+
+def test_faults_are_told_once_by_the_cards_that_tell_them(driver: FakeNvml) -> None:
+    tells, silent = driver.add("3090"), driver.add("3090")
+    silent.unsupported("events")
+    tells.xid(13)  # of before
+    session = Session()
+    assert session.xids() == []
+    for gpu in (tells, silent):
+        gpu.xid(31)
+    assert session.xids() == [(tells.bus_id, 31)]
+    assert session.xids() == []
+    driver.fault(999)
+    assert session.xids() == []
+    driver.fault(None)
+    tells.xid(43)
+    assert session.xids() == [], "until the next session"
 
 
 def test_links_tell_how_near_two_cards_are(driver: FakeNvml) -> None:
@@ -378,4 +426,6 @@ def test_every_field_of_a_sample_is_read_by_one_reader() -> None:
 
 
 def test_throughput_is_never_read() -> None:
-    assert "nvmlDeviceGetPcieThroughput" not in Path(nvml.__file__).read_text()
+    source = "".join(path.read_text() for path in Path(nvml.__file__).parent.glob("*.py"))
+    assert "GetUtilizationRates" in source
+    assert "nvmlDeviceGetPcieThroughput" not in source

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -328,13 +329,19 @@ def answer(address: str, port: int) -> str:
 
 @pytest.mark.box
 @pytest.mark.parametrize(("suite", "user"), [("trixie", "root"), ("bookworm", "owner")])
-def test_a_fresh_host_becomes_a_box_and_stays_one(an_owner: Callable[..., Owner], suite: str, user: str) -> None:
+def test_a_fresh_host_becomes_a_box_and_stays_one(
+    an_owner: Callable[..., Owner], suite: str, user: str, figure: Callable[[str], None]
+) -> None:
     owner = an_owner(suite=suite, user=user)
     host = owner.host
     sudo = "" if user == "root" else "sudo "
     assert owner.setup("--check")["changed"] > 0
+    began = time.monotonic()
     owner.setup()
+    first = time.monotonic()
     assert owner.setup()["changed"] == 0
+    again = time.monotonic() - first
+    figure(f"setup.yml, {suite} as {user}: first run {first - began:.0f} s, again {again:.0f} s (bar 45)")
     assert owner.setup("--check")["changed"] == 0
 
     assert set(host.run("id --name --groups gpubox-job").split()) == {"gpubox-job", "gpubox-data"}

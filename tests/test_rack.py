@@ -177,7 +177,7 @@ def test_a_gpu_that_sleeps_is_free_for_who_asks_for_the_box(hall: Hall, rack: Ra
 def test_what_is_freed_is_looked_at_at_once_and_ever_more_slowly(hall: Hall, rack: Rack) -> None:
     hall.sees(a_reading(A))
     asked, job = probes(rack), alone(A)
-    rack.given(job)
+    rack.given(job, hall.now)
     rack.taken_back(job, hall.now)
     assert asked == [A]
     looks = []

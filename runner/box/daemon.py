@@ -26,7 +26,7 @@ from runner.box.settings import SYSTEMD, Settings
 from runner.box.settle import Action, Verdict, after_waiting, settle
 from runner.box.store import Move, Store, Stuck
 from runner.errors import DiskFull, Problem, StateDamaged
-from runner.model import Evidence, Exit, Job, JobSpec
+from runner.model import Evidence, Exit, Job, JobSpec, Notice, Use
 from runner.paths import AttemptDir
 
 BALLAST_BYTES = 64 << 20
@@ -53,6 +53,7 @@ class Daemon:
         self.book = Book()
         self.gpus = Rack(settings, store)
         self.events = Events(int(time.time() * 1000))  # above any number that an earlier daemon can have given
+        self.gpus.noticed = self._noticed
         self.draining = False
         self.highest_id = 0
         self.unknown: list[int] = []  # job directories without a row
@@ -61,6 +62,7 @@ class Daemon:
         self._behind = False  # the book is not what the database says
         self._losing: dict[int, float] = {}  # job -> when it was asked to end because a GPU of its is lost
         self._stuck: dict[str, Stuck] = {}  # GPUs that this pass found to be left stuck
+        self._uses: list[Use] = []  # what the attempts that this pass found to be over used
 
     # --- start ---
 
@@ -89,6 +91,7 @@ class Daemon:
             book.add([job], specs[job.spec_id], states)
         self.book, self._behind = book, False
         self._stuck.clear()
+        self._uses.clear()
         self.gpus.follow(book.active)
 
     def _report_unknown(self, on_disk: Sequence[int]) -> None:
@@ -202,7 +205,7 @@ class Daemon:
             self.events.publish("job", move.job_id, move.to, now)
         for job in starts:
             self.book.start(job, placements.get(job.id, ()))
-            self.gpus.given(job)
+            self.gpus.given(job, now)
             self._asked[job.id] = time.monotonic()
             self.events.publish("job", job.id, words.STARTING, now)
         if fences:
@@ -296,6 +299,7 @@ class Daemon:
         job.gpu_peak_bytes = peak if peak is not None else job.gpu_peak_bytes
         if end is not None and end.stuck:
             self._stuck.update(dict.fromkeys(job.allotted, Stuck(job.id, job.attempt, end.stuck, now)))
+        self._uses += self.gpus.used(job, end.ended_at if end is not None else now)
         self.gpus.taken_back(job, now)
         return peak
 
@@ -309,14 +313,20 @@ class Daemon:
             end = replace(end, reason="gpu_lost", detail=": ".join(filter(None, (lost, end.detail))))
         return end
 
+    def _noticed(self, notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            self.events.publish("notice", notice.id, notice.severity, notice.at)
+
     # --- hands ---
 
     def _commit(
         self, starts: Sequence[Job], moves: Sequence[Move], now: float, placements: Mapping[int, Sequence[str]]
     ) -> None:
         stuck, self._stuck = self._stuck, {}
+        opened, counts = self.gpus.opening(starts, placements, now)
+        uses, self._uses = [*self._uses, *opened], []
         try:
-            applied = self._recorded(lambda: self.store.apply(starts, moves, now, placements, stuck))
+            applied = self._recorded(lambda: self.store.apply(starts, moves, now, placements, stuck, uses, counts))
             elsewhere = ({move.job_id for move in moves} | {job.id for job in starts}) - applied
             if elsewhere:
                 raise StateDamaged(f"the queue and the database disagreed about jobs {sorted(elsewhere)}")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from typing import ParamSpec
 
 BYTES_MAX = 10 << 20
+P = ParamSpec("P")
 
 
 class Diary:
@@ -29,6 +33,23 @@ class Diary:
             pass  # a full disk must not end the daemon
         if self._aloud:
             sys.stderr.write(lines)
+
+    def guarded(self, work: Callable[P, object]) -> Callable[P, None]:
+        """The same, but what goes wrong in it is told, once while it stays the same, and is nobody else's trouble."""
+        told = ""
+
+        def guard(*args: P.args, **kwargs: P.kwargs) -> None:
+            nonlocal told
+            try:
+                work(*args, **kwargs)
+                told = ""
+            except Exception as error:
+                said = "".join(traceback.format_exception(error)).rstrip()
+                if said != told:
+                    told = said
+                    self.write(said)
+
+        return guard
 
 
 def _inode(file: str | int) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from runner.box.sqlite import damaged, translated
 from runner.errors import StateDamaged
 from runner.files import failpoint, fsync_dir
 
-VERSION = 4
+VERSION = 5
 LOCK_SECONDS = 5.0  # another program may have the database for so long, until it is told to be held
 
 
@@ -51,7 +51,25 @@ def _from_3(connection: sqlite3.Connection) -> None:
     )
 
 
-STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2, 3: _from_3}
+def _from_4(connection: sqlite3.Connection) -> None:
+    """5: what each attempt used of its GPUs; notices."""
+    connection.execute(
+        "CREATE TABLE uses (job_id INTEGER NOT NULL, attempt INTEGER NOT NULL, gpu VARCHAR NOT NULL, "
+        "since FLOAT NOT NULL, until FLOAT NOT NULL, seen_seconds FLOAT NOT NULL, unseen_seconds FLOAT NOT NULL, "
+        "measured_seconds FLOAT NOT NULL, busy_seconds FLOAT NOT NULL, idle_seconds FLOAT NOT NULL, "
+        "peak_bytes INTEGER, energy_joules FLOAT, uncounted_seconds FLOAT NOT NULL, cost FLOAT, "
+        "currency VARCHAR NOT NULL, hottest_celsius FLOAT, heat_seconds FLOAT NOT NULL, brake_seconds FLOAT NOT NULL, "
+        "capped_seconds FLOAT NOT NULL, xids VARCHAR NOT NULL, shared BOOLEAN NOT NULL, counted VARCHAR NOT NULL, "
+        "PRIMARY KEY (job_id, attempt, gpu), FOREIGN KEY(job_id) REFERENCES jobs (id))"
+    )
+    connection.execute(
+        "CREATE TABLE notices (id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, at FLOAT NOT NULL, "
+        "kind VARCHAR NOT NULL, severity VARCHAR NOT NULL, text VARCHAR NOT NULL, hint VARCHAR NOT NULL, gpu VARCHAR, "
+        "job INTEGER, code INTEGER, seen_at FLOAT)"
+    )
+
+
+STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}
 
 
 def prepare(path: str) -> None:

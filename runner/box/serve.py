@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,12 @@ from runner.box.envs.builder import Builder
 from runner.box.envs.unit import UnitBuilder
 from runner.box.frozen import Parents, freeze
 from runner.box.gpus.collectors import Door, spawner
-from runner.box.gpus.watch import Watch, driver_there
+from runner.box.gpus.exports import JobFiles
+from runner.box.gpus.frames import Frame
+from runner.box.gpus.meter import Step
+from runner.box.gpus.observer import Observer
+from runner.box.gpus.watch import Silence, Watch, driver_there
+from runner.box.history import HOST_SECONDS, History
 from runner.box.origins import own_names
 from runner.box.porch import Porch, listeners
 from runner.box.prepare import Preparation
@@ -137,7 +142,7 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         turns.wake()
         diary.write(f"{runner.__version__} listens on {chosen.socket}")
         _tell(ready, chosen, play)
-        chores = [asyncio.create_task(_keep_house(house, diary))]
+        chores = [asyncio.create_task(_keep_house(house, diary)), asyncio.create_task(_watch_host(house, diary))]
         if play is not None:
             chores.append(asyncio.create_task(play.play(turns.wake, diary.write)))
         if by_command and not chosen.https:  # nobody could start it from elsewhere
@@ -186,6 +191,29 @@ class _Made:
         self.daemon.recover()
         self.trees.sweep(self.daemon.book.active)  # one that waits may have run in its tree before
         self.recipes.recover(self.daemon.book.jobs.values())
+        self.history = self._history(closing)
+
+    def _history(self, closing: ExitStack) -> History:
+        """It hears what the GPUs did; whatever is the matter with it is no trouble of the queue's."""
+        history, gpus = History(self.settings, self.workers.background, self.diary.write), self.daemon.gpus
+        closing.callback(history.close)
+        closing.callback(self.diary.guarded(gpus.save))
+        history.counts = gpus.meter.count
+        for uuid, count in history.begin().items():
+            gpus.meter.resume(uuid, count)
+        return history
+
+    def _told(self) -> Callable[[Frame, Sequence[Step]], None]:
+        """Who else hears what was read; a demo's past is not remembered."""
+        gpus, files = self.daemon.gpus, JobFiles(self.settings.state.gpu_jobs)
+        remember = self.diary.guarded(self.history.heard)
+        label = self.diary.guarded(lambda: files.write(gpus.by_index()))
+
+        def told(frame: Frame, steps: Sequence[Step]) -> None:
+            remember(frame, steps)
+            label()
+
+        return told
 
     def _engine(self, closing: ExitStack) -> Plain | Systemd | Actors:
         state, capacity = self.settings.state, Resources(self.settings.cpus, self.settings.memory_bytes, 0)
@@ -224,11 +252,14 @@ class _Made:
     def watch_gpus(self, turns: Turns, closing: ExitStack) -> Callable[[], Awaitable[None]]:
         """Have the GPUs watched; returns what waits until they are known, or why they are not."""
         gpus, known, play = self.daemon.gpus, asyncio.Event(), self.play
+        gpus.told = self._told()
 
         def heard(value: object) -> None:
             known.set()
             if play is not None:
                 play.heard(value)
+            if isinstance(value, Silence):
+                self.history.silent(value.words)
             if gpus.heard(value, time.time()):
                 turns.wake()
 
@@ -269,6 +300,7 @@ class _Made:
             custody=self.custody,
             gate=Members(tokens) if self.settings.engine == SYSTEMD else Gate(tokens=tokens),
             tokens=tokens,
+            history=self.history,
             call=self.workers.call,
             leave=end.leave,
             doomed=end.doomed,
@@ -304,6 +336,14 @@ async def _keep_house(house: House, diary: Diary) -> None:
         except Exception as error:  # in an hour it may work
             diary.write(f"could not clean up: {type(error).__name__}: {error}")
         await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+
+async def _watch_host(house: House, diary: Diary) -> None:
+    look, judge = diary.guarded(house.history.look), diary.guarded(Observer(house.daemon).look)
+    while True:
+        look(time.time())
+        judge(time.time())
+        await asyncio.sleep(HOST_SECONDS)
 
 
 async def _end_when_idle(house: House, workers: Workers, end: _End) -> None:

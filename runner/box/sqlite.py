@@ -9,6 +9,16 @@ from contextlib import contextmanager
 
 from runner.errors import BadRequest, Busy, DiskFull, Problem, StateDamaged
 
+Connection = sqlite3.Connection
+PATIENCE = 1.0  # seconds that another program may have a file
+PLAIN = (
+    "auto_vacuum = INCREMENTAL",  # before the first table
+    "locking_mode = EXCLUSIVE",
+    "journal_mode = WAL",
+    "synchronous = NORMAL",
+    "journal_size_limit = 4194304",
+)
+
 
 @contextmanager
 def translated(path: str) -> Iterator[None]:
@@ -43,4 +53,24 @@ def damaged(path: str, said: str) -> StateDamaged:
     return StateDamaged(
         f"the database {path} is damaged ({' '.join(said.split())}); it was left as it is and nothing was started",
         f"keep it (mv {path} {path}.damaged; its -wal too) and put {instead} in its place; running jobs go on",
+    )
+
+
+def plain(path: str) -> Connection:
+    """A file that may be lost: a connection that nobody else has, in autocommit, for one thread at a time."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE, check_same_thread=False)
+    try:
+        for pragma in PLAIN:
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def useless(problem: Problem) -> bool:
+    """Whether a file that failed so is better begun anew: not one that is held, or full, or that we may not open."""
+    said = str(problem.__cause__)
+    return isinstance(problem.__cause__, sqlite3.Error) and any(
+        sign in said for sign in ("malformed", "not a database", "corrupt", "no such", "no column", "has no")
     )

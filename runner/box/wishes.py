@@ -74,6 +74,11 @@ class Wishes:
         daemon.events.publish("job", jobs[0].id, words.QUEUED, now)
         return jobs
 
+    def see_notices(self, who: Principal, up_to: int) -> None:
+        """Somebody knows of all notices up to one."""
+        self._may_submit(who)
+        self._daemon.store.see_notices(up_to, time.time())
+
     def adopt(self, who: Principal, pid: int) -> Submitted:
         """A process that the queue did not start becomes a job: waited for and reported, never ended."""
         self._may_submit(who)

@@ -24,6 +24,7 @@ COMMANDS = {
         "why": ("show", "why", "why a job waits, or how it ended"),
         "diff": ("diff", "diff", "what changed between the code of two jobs"),
         "gpus": ("gpus", "gpus", "the GPUs: what they do, and who has them"),
+        "notices": ("notices", "notices", "what the box noticed: faults, idle GPUs, heat"),
     },
     "Change": {
         "cancel": ("jobs", "cancel", "end jobs, or take them out of the queue"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from runner import errors, words
 from runner.cli import options, output, values
 from runner.laptop import boxes
@@ -27,10 +29,12 @@ Change:
 
 Options:
   --processes             also every process on each GPU
+  --watch                 again each second, until Ctrl-C
 {options.COMMON}
 Examples:
   runner gpus
   runner gpus --processes
+  runner gpus --watch
   runner gpus drain 1
 """
 ADOPT = f"""\
@@ -51,13 +55,24 @@ PROCESS_HEADINGS = ("GPU", "PID", "USER", "MEMORY", "JOB", "COMMAND")
 NO_DRIVER = "no NVIDIA driver found"  # as the box says it
 DRIVER_HINT = "where there is an NVIDIA GPU, `nvidia-smi` shows whether its driver works"
 NAME_MAX = 100
+WATCH_SECONDS = 1.0
 
 
 def gpus(arguments: list[str]) -> int:
     given = options.parse(GPUS, arguments)
     if given.words:
         return _change(given)
-    answer = boxes.open_box(given.get("--box")).get("/gpus")
+    api = boxes.open_box(given.get("--box"))
+    while "--watch" in given:
+        began = time.monotonic()
+        answer = api.get("/gpus")
+        output.begin_again()
+        _show(answer, given)
+        time.sleep(max(0.0, WATCH_SECONDS - (time.monotonic() - began)))
+    return _show(api.get("/gpus"), given)
+
+
+def _show(answer: dict[str, Any], given: Given) -> int:
     if "--json" in given:
         output.json(answer)
         return 0

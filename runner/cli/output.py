@@ -51,6 +51,12 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def begin_again() -> None:
+    """What follows takes the place of all that is on the terminal; elsewhere it follows after an empty line."""
+    put("\x1b[H\x1b[J" if sys.stdout.isatty() else "\n")
+    sys.stdout.flush()
+
+
 def clean(text: str) -> str:
     """One line that is nothing but text; most are, and then cost no import."""
     if text.isprintable():

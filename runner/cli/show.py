@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner import words
-from runner.cli import options, output, values
+from runner.cli import options, output, usage, values
 from runner.laptop import boxes
 
 TYPE_CHECKING = False
@@ -96,6 +96,7 @@ def _show_job(found: dict[str, Any]) -> None:
         ("expected", f"to run for about {output.span(job['expected_seconds'])}" if job.get("expected_seconds") else ""),
         ("GPUs", ", ".join(_called(uuid, gpus, model=True) for uuid in job.get("allotted") or ())),
         ("GPU memory", _peak(job, gpus)),
+        ("used", usage.total(found.get("uses") or ())),
         ("user", job["user"]),
         ("group", job.get("group")),
         ("parameters", ", ".join(f"{key}={value}" for key, value in (job.get("params") or {}).items())),
@@ -111,6 +112,10 @@ def _show_job(found: dict[str, Any]) -> None:
             output.put(f"  {name:<13} {output.clean(str(text))}\n")
     for attempt in found.get("attempts") or ():
         output.put(f"  {'attempt ' + str(attempt['number']):<13} {output.clean(_attempt(attempt, gpus))}\n")
+        for use in found.get("uses") or ():
+            if use["attempt"] == attempt["number"]:
+                said = f"{_called(use['gpu'], gpus)}: {usage.words(use)}"
+                output.put(f"  {'':<13} {output.clean(said)}\n")
     for position, entry in enumerate(found.get("outputs") or ()):
         label = "" if position else "outputs"
         output.put(f"  {label:<13} {output.clean(entry['path'])} ({output.size(entry['size'])})\n")

@@ -19,6 +19,7 @@
        garbage                   absurd values and old time stamps
        process PID BYTES|- KIND [SM%]    KIND compute, graphics, both or mps; `-`: NVML does not know its memory
        lingers BYTES EPOCH       used by nobody until then
+       xid NUMBER CODE           a fault, told once to whoever registered for events before; NUMBER grows with each
 
    Without `used`, used memory is `base`, that of the processes, and what lingers.
 
@@ -59,7 +60,7 @@ typedef uint64_t u64;
     X(pcie_generation) X(pcie_width) X(highest_pcie_generation) X(highest_pcie_width) X(pcie_sent) X(pcie_received)    \
     X(pcie_replays) X(persistence) X(compute_mode) X(mig) X(architecture) X(capability)                                \
     X(ecc) X(ecc_corrected) X(ecc_uncorrected) X(remapped_corrected) X(remapped_uncorrected) X(remap_pending)          \
-    X(remap_failed) X(processes) X(process_utilization) X(topology) X(stale)
+    X(remap_failed) X(processes) X(process_utilization) X(topology) X(stale) X(events)
 
 enum field {
 #define X(name) name,
@@ -83,7 +84,7 @@ static const struct {
             "temperature 35\nsm_clock 210\nmemory_clock 405\nvideo_clock 1185\nthrottle 1\nthrottle_supported 511\n"
             "throttled_power_cap 0\nthrottled_sync_boost 0\nthrottled_sw_thermal 0\nthrottled_hw_thermal 0\n"
             "throttled_power_brake 0\nperformance_state 8\nenergy 5000000\nrecovery 0\npersistence 0\ncompute_mode 0\n"
-            "processes 0\nprocess_utilization 0\ntopology 0\nstale 0\n"},
+            "processes 0\nprocess_utilization 0\ntopology 0\nstale 0\nevents 0\n"},
     {"geforce", "fan 30\nfans 2\npcie_generation 1\npcie_width 16\nhighest_pcie_width 16\npcie_sent 0\n"
                 "pcie_received 0\npcie_replays 0\n"},
     {"2080s", "any\ngeforce\nname NVIDIA GeForce RTX 2080 SUPER\nmemory 8192M\nreserved 225M\nbase 1M\n"
@@ -158,6 +159,7 @@ struct gpu {
     unsigned process_count;
     struct lingering lingering[MOST_PROCESSES];
     unsigned lingering_count;
+    unsigned xid_number, xid;
 };
 
 struct link {
@@ -302,7 +304,10 @@ static void gpu_line(struct gpu *gpu, const char *what, char *rest)
         add_process(gpu, rest);
     else if (!strcmp(what, "lingers"))
         add_lingering(gpu, rest);
-    else if (!strcmp(what, "fault"))
+    else if (!strcmp(what, "xid")) {
+        gpu->xid_number = (unsigned)number(word(&rest));
+        gpu->xid = (unsigned)number(word(&rest));
+    } else if (!strcmp(what, "fault"))
         set_faults(gpu, rest);
     else if (!strcmp(what, "fail")) {
         enum field field = field_named(word(&rest));
@@ -1140,6 +1145,57 @@ int nvmlDeviceGetCount_v2(unsigned *out)
     if (!code)
         *out = machine.gpu_count;
     return end(code);
+}
+
+/* --- faults that it tells ----------------------------------------------------------------------------------------- */
+
+static struct {
+    char uuid[MOST_GPUS][UUID_SIZE];
+    unsigned told[MOST_GPUS], count;
+} event_set;
+
+struct event {
+    void *device;
+    u64 type, data;
+    unsigned gpu_instance, compute_instance;
+};
+
+int nvmlEventSetCreate(void **out)
+{
+    int code = begin(__func__);
+    if (!code) {
+        event_set.count = 0;
+        *out = &event_set;
+    }
+    return end(code);
+}
+
+int nvmlDeviceRegisterEvents(void *handle, u64 types, void *set)
+{
+    struct gpu *gpu;
+    int code = begin_gpu(__func__, handle, events, &gpu);
+    (void)types, (void)set;
+    if (!code) {
+        unsigned slot = one_more(&event_set.count, MOST_GPUS);
+        copy(event_set.uuid[slot], gpu->uuid, UUID_SIZE);
+        event_set.told[slot] = gpu->xid_number;
+    }
+    return end(code);
+}
+
+int nvmlEventSetWait_v2(void *set, struct event *out, unsigned milliseconds)
+{
+    int code = begin(__func__);
+    (void)set, (void)milliseconds; /* nobody waits here */
+    for (unsigned i = 0; !code && i < event_set.count; i++) {
+        struct gpu *gpu = gpu_with(event_set.uuid[i]);
+        if (!gpu || gpu->xid_number <= event_set.told[i])
+            continue;
+        event_set.told[i] = gpu->xid_number;
+        *out = (struct event){handle_of(gpu), 8, gpu->xid, 0, 0};
+        return end(SUCCESS);
+    }
+    return end(code ? code : TIMEOUT);
 }
 
 /* --- how near they are -------------------------------------------------------------------------------------------- */

@@ -18,6 +18,7 @@ from runner.box.auth import Gate
 from runner.box.code import Blobs
 from runner.box.custody import Custody
 from runner.box.daemon import Daemon
+from runner.box.history import History
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
 from runner.box.tokens import Tokens
@@ -51,6 +52,7 @@ class House:
     recipes: Recipes
     retention: Retention
     custody: Custody
+    history: History
     gate: Gate
     tokens: Tokens
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread

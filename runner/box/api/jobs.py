@@ -20,7 +20,7 @@ from runner.box.auth import Who
 from runner.box.store import Group
 from runner.box.submissions import command
 from runner.errors import nearest
-from runner.model import Attempt, Job, JobSpec, Submission, Submitted
+from runner.model import Attempt, Job, JobSpec, Submission, Submitted, Use
 
 routes = APIRouter()
 
@@ -67,6 +67,7 @@ class Shown:
     why: str
     files: Files
     outputs: list[Output]
+    uses: list[Use]  # what each attempt used of each of its GPUs, up to now
     gpus: dict[str, Label]  # by UUID, those that its attempts were given, as far as they are still known
 
 
@@ -273,6 +274,7 @@ async def show(here: Here, job_id: JobId) -> Response:
         "spec": spec,
         "attempts": attempts,
         "why": here.wishes.why(job),
+        "uses": here.daemon.gpus.uses(job_id),
         "gpus": _labels(here, {*job.allotted, *(uuid for attempt in attempts for uuid in attempt.allotted)}),
     }
     return answer(shown | await here.call(lambda: _on_disk(here, job)))

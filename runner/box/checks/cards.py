@@ -7,11 +7,9 @@ from typing import Any
 
 from runner.box.checks.computer import Card
 from runner.box.checks.finding import SETUP, Finding, failed, ok, skipped, warning
-from runner.box.gpus import kernel_log
+from runner.box.gpus import xids
 from runner.box.gpus.faults import HINTS
 
-APPLICATIONS = (13, 31, 43, 45)  # Xids that tell of a program's faults, not of the card's
-GRAVE = (48, 62, 64, 74, 79, 95, 119, 120)  # the card can't be trusted until it was reset
 NEXT = {  # code of a trouble of NVML's -> what to type; faults.HINTS says more
     "driver_not_loaded": "sudo modprobe nvidia",
     "version_mismatch": "sudo reboot",
@@ -69,11 +67,11 @@ def faults(seen: Sequence[tuple[str, int, str]] | None) -> Finding:
         return skipped("the kernel's log is for root", "sudo runner doctor gpus.xid")
     told = list(dict.fromkeys(f"GPU at {place}: Xid {code}: {words}" for place, code, words in seen))
     codes = {code for _, code, _ in seen}
-    if grave := sorted(codes & set(GRAVE)):
-        words = "; ".join(f"Xid {code}: {kernel_log.TEXTS[code]}" for code in grave)
+    if grave := sorted(code for code in codes if xids.severity(code) == xids.CRITICAL):
+        words = "; ".join(f"Xid {code}: {xids.words(code)}" for code in grave)
         why = "a power supply, riser or slot that is too weak, heat, or a card that dies: `runner gpus` shows which"
         return failed(f"a GPU had a grave fault since the start: {words}", why, "sudo reboot", *told[-10:])
-    if codes - set(APPLICATIONS):
+    if any(xids.severity(code) != xids.JOB for code in codes):
         why = "it went on, but it may announce a worse one"
         return warning(f"{_many(len(told), 'fault')} of GPUs since the start", why, "runner gpus", *told[-10:])
     if told:

@@ -31,7 +31,7 @@ def read() -> dict[str, Any]:
         except Lost as lost:
             failed.append(f"{card.name} at {card.bus_id}: {lost.message}")
             continue
-        processes = None if listed is None else len([kind for _, _, kind in listed if kind != "graphics"])
+        processes = None if listed is None else len([kind for _, _, kind, _ in listed if kind != "graphics"])
         gpus.append(
             {"uuid": card.uuid, "name": card.name, "place": card.bus_id, "processes": processes, "values": values}
         )

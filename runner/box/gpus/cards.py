@@ -87,6 +87,7 @@ class Cards:
         self.freeing: dict[str, Freeing] = {}
         self.faults: dict[str, Fault] = {}
         self.driver = ""
+        self.cost: float | None = None  # seconds of the last cycle
         self._desktop, self._patience = desktop_bytes, free_seconds
         self._seen: dict[str, Seen] = {}
         self._missed: dict[str, int] = {}
@@ -95,7 +96,7 @@ class Cards:
     # --- learning ---
 
     def learn(self, frame: Frame) -> None:
-        self.driver = frame.driver
+        self.driver, self.cost = frame.driver, frame.cost
         if frame.links is not None:
             self.links = frame.links
         for reading in frame.cards:
@@ -106,7 +107,7 @@ class Cards:
             self._miss(uuid, frame)
         for xid in frame.xids:
             if xid.code == FELL_OFF:
-                for uuid in (uuid for uuid, gpu in self.known.items() if gpu.bus_id.lower() == xid.bus_id.lower()):
+                for uuid in self.at_place(xid.bus_id):
                     self._fell(uuid, xid.at)
         self._look_whether_free()
 
@@ -262,6 +263,26 @@ class Cards:
             if each.pid == pid and each.alive and uuid not in self._missed
         ]
         return (holds[0][0], [uuid for _, uuid in holds]) if holds else None
+
+    def at_place(self, bus_id: str) -> list[str]:
+        """The GPU in a place on the bus, as far as it is known; one that was taken out may have been there, too."""
+        return [uuid for uuid, gpu in self.known.items() if gpu.bus_id.lower() == bus_id.lower()]
+
+    def processes(self, uuid: str) -> list[Process]:
+        seen = self._seen.get(uuid)
+        return [] if seen is None else seen.processes
+
+    def shared(self, active: Iterable[Job]) -> set[str]:
+        """The GPUs that several jobs have."""
+        return {uuid for uuid, jobs in self._holders(active).items() if len(jobs) > 1}
+
+    def work(self, uuid: str) -> dict[int, float]:
+        """job -> how busy its processes keep a GPU, 0..1; only where the driver says so."""
+        found: dict[int, float] = {}
+        for process in self.processes(uuid):
+            if process.job is not None and process.utilization is not None:
+                found[process.job] = found.get(process.job, 0.0) + process.utilization
+        return found
 
     def foreign_pids(self) -> list[int]:
         every = (each for seen in self._seen.values() for each in seen.processes)

@@ -173,7 +173,7 @@ class Collector:
         frame: Message = {"kind": "frame", "at": at, "driver": session.driver, "cuda": session.cuda, "gpus": cards}
         if self._links is not None:
             frame["links"], self._links = self._links, None
-        frame["xids"] = self._log.read()
+        frame["xids"] = self._log.read() + self._log.beside(session.xids())
         if self._unnamed:
             frame["unnamed"] = self._unnamed
         frame["cost"] = round(time.monotonic() - begun, 6)
@@ -224,11 +224,11 @@ class Collector:
         if listed is None:
             reasons["processes"] = why
             return None
-        turn.pids = [pid for pid, _, _ in listed]
+        turn.pids = [pid for pid, *_ in listed]
         self._holders.keep({pid for turn in self._turns.values() for pid in turn.pids})
         return [
-            {"pid": pid, "memory_bytes": held, "kind": kind, **self._holders.describe(pid)}
-            for pid, held, kind in listed
+            {"pid": pid, "memory_bytes": held, "kind": kind, "utilization": busy, **self._holders.describe(pid)}
+            for pid, held, kind, busy in listed
         ]
 
     def _without_handle(self, uuid: str) -> Message:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH = 3, 4, 6, 13, 25
+NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, TIMEOUT, FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH = 3, 4, 6, 10, 13, 25
 NOT_EXPOSED = (NOT_SUPPORTED, FUNCTION_NOT_FOUND)
 NEWER_THAN_DRIVER = (FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH)
 
@@ -32,7 +32,7 @@ WORDS = {
     2: "the driver did not understand the question",
     NOT_FOUND: "the driver does not know it",
     8: "its power cable is not attached properly",
-    10: "the driver took too long",
+    TIMEOUT: "the driver took too long",
     11: "the kernel has trouble with its interrupts",
     14: "its info ROM is damaged",
     16: "it needs a reset",

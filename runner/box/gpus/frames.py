@@ -52,12 +52,13 @@ class Reading:
 
 @dataclass(slots=True)
 class Xid:
-    """A fault that the driver wrote into the kernel's log."""
+    """A fault that the driver told, in the kernel's log or by itself."""
 
     at: float
     bus_id: str
     code: int
     text: str = ""
+    pid: int | None = None  # of the process that it is laid to, where the driver says so
 
 
 @dataclass(slots=True)
@@ -235,6 +236,7 @@ def _process(said: object) -> Process | None:
         _text(said.get("command"), TEXT_MAX),
         _text(said.get("launch"), WORD_MAX) or None,
         _ancestors(said.get("ancestors")),
+        utilization=_number(said.get("utilization"), 0.0, 1.0),
     )
 
 
@@ -270,7 +272,7 @@ def _xid(said: object) -> Xid | None:
     bus_id = _text(said.get("bus_id"), WORD_MAX)
     if at is None or code is None or not bus_id:
         return None
-    return Xid(at, bus_id, code, _text(said.get("text"), TEXT_MAX))
+    return Xid(at, bus_id, code, _text(said.get("text"), TEXT_MAX), _whole(said.get("pid"), 1, PID_MAX))
 
 
 # --- their values ---
@@ -316,6 +318,10 @@ def _seconds(said: object) -> dict[str, float] | None:
     return {name: value for name, value in read if value is not None}
 
 
+def _flag(said: object) -> bool | None:
+    return said if isinstance(said, bool) else None
+
+
 _SHARE = _between(0.0, 1.0)
 
 # Every field of model.Sample but `at`, and what it may be.
@@ -332,10 +338,18 @@ _SAMPLE: dict[str, Read] = {
     "memory_clock_hertz": _between(0.0, 1e11),
     "energy_joules": _between(0.0, 1e15),
     "throttled_seconds": _seconds,
+    "memory_temperature_celsius": _between(-100.0, 1000.0),
     "power_limit_watts": _between(0.0, 1e5),
+    "power_limit_default_watts": _between(0.0, 1e5),
+    "slowdown_celsius": _between(0.0, 1000.0),
+    "shutdown_celsius": _between(0.0, 1000.0),
     "pcie_generation": _count(32, 1),
     "pcie_width": _count(64, 1),
+    "pcie_generation_most": _count(32, 1),
+    "pcie_width_most": _count(64, 1),
+    "remap_pending": _flag,
+    "remap_failed": _flag,
     "ecc_errors": _count(COUNT_MAX),
     "recovery": lambda said: _text(said, WORD_MAX) or None,
-    "persistence": lambda said: said if isinstance(said, bool) else None,
+    "persistence": _flag,
 }

@@ -7,38 +7,21 @@ import re
 import time
 
 from runner.box.gpus.bus import place
+from runner.box.gpus.xids import FELL_OFF, TEXTS
 
 RECORD_MAX = 8192  # a smaller read of /dev/kmsg fails when the record is longer
 RECORDS_MAX = 1000  # at once: a storm must not hold the readings up
 SAME_SECONDS = 5.0  # a fault that is told twice within this is one
-FELL_OFF = 79
 
 XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),?\s*(.*)")
 FALLEN = re.compile(r"NVRM: .*GPU .*has fallen off the bus")
+PID = re.compile(r"\bpid=(\d{1,10})\b")
 PLACE = re.compile(r"([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?)")
-
-TEXTS = {
-    13: "an error of the application: its program on the GPU failed",
-    31: "an error of the application: it reached for GPU memory that is not its own",
-    43: "an error of the application: its work on the GPU was stopped",
-    45: "the driver cleared away what an application left behind",
-    48: "its memory has an error that can't be corrected",
-    62: "its power controller stopped: it needs a reset",
-    63: "a damaged piece of its memory was taken out of use",
-    64: "a damaged piece of its memory could not be taken out of use",
-    74: "its NVLink failed",
-    79: "it fell off the bus",
-    92: "its memory has many errors that were corrected",
-    94: "its memory has an error that hit one application",
-    95: "its memory has an error that may have hit every application",
-    109: "it took too long to switch between applications",
-    119: "its system processor does not answer",
-    120: "its system processor failed",
-    154: "the driver changed what it needs to recover",
-}
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     Xid = dict[str, object]
 
 
@@ -77,14 +60,21 @@ class KernelLog:
                 found += filter(None, map(self._xid, record.decode(errors="replace").splitlines()))
         return found
 
+    def beside(self, told: Iterable[tuple[str, int]]) -> list[Xid]:
+        """Of the faults that somebody else tells, as (bus id, code), those that the log has not told."""
+        return [found for bus_id, code in told if (found := self._new(bus_id, code, TEXTS.get(code, ""), None))]
+
     def _xid(self, line: str) -> Xid | None:
         seen = parse(line)
+        return None if seen is None else self._new(*seen, pid_of(line))
+
+    def _new(self, bus_id: str, code: int, text: str, pid: int | None) -> Xid | None:
         now = time.monotonic()
-        if seen is None or now - self._told.get(seen[:2], -SAME_SECONDS) < SAME_SECONDS:
+        if now - self._told.get((bus_id, code), -SAME_SECONDS) < SAME_SECONDS:
             return None
-        bus_id, code, text = seen
         self._told[bus_id, code] = now
-        return {"at": time.time(), "bus_id": bus_id, "code": code, "text": text}
+        found: Xid = {"at": time.time(), "bus_id": bus_id, "code": code, "text": text}
+        return found if pid is None else found | {"pid": pid}
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -103,3 +93,9 @@ def parse(line: str) -> tuple[str, int, str] | None:
     if FALLEN.search(line) and (found := PLACE.search(line)):
         return place(found[1]), FELL_OFF, TEXTS[FELL_OFF]
     return None
+
+
+def pid_of(line: str) -> int | None:
+    """The process that the driver lays a fault to; it writes `pid=4242, name=python`, or that it does not know."""
+    found = PID.search(line)
+    return int(found[1]) if found is not None and int(found[1]) > 0 else None

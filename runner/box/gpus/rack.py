@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from runner.box import tariff
 from runner.box.gpus.cards import Cards
+from runner.box.gpus.counts import another_boot, dumped, loaded
 from runner.box.gpus.frames import Frame, Probe
+from runner.box.gpus.ledger import Ledger
+from runner.box.gpus.meter import Meter, Step
+from runner.box.gpus.notices import Once, blamed, of_xid
 from runner.box.gpus.placement import Card, matches
 from runner.box.gpus.usage import Ours
 from runner.box.settings import SYSTEMD, Settings
 from runner.box.store import KnownGpu, Store, Stuck
 from runner.errors import BadRequest, DiskFull, NotFound, StateDamaged
 from runner.job import processes
-from runner.model import Evidence, Gpu, Job, Process
+from runner.model import Evidence, Gpu, Job, Notice, Process, Use
 
 FRESH_SECONDS = 0.25  # a reading older than this is not enough to start a job on
 ASKED_SECONDS = 2.0  # but one that was asked for is, however slow the driver is
 PROBE_SECONDS, PROBE_SECONDS_MAX = 0.015, 0.2  # between looks at a GPU that is being freed: the first, the slowest
 STUCK_SECONDS = 2.0  # between looks for processes that would not die
 SEEN_SECONDS = 3600.0  # how far `last_seen_at` in the database may be behind
+SAVE_SECONDS = 60.0  # between looks into the database of what running jobs have used
 FOREVER = float("inf")
 
 
@@ -39,6 +46,14 @@ class Rack:
         self._awaited: set[str] = set()  # of these, those that were not read since
         self._answered: dict[str, float] = {}  # GPU -> when a reading came that `settled` had asked for
         self._signs: object = None  # what was last told to matter
+        self.meter = Meter()
+        self.ledger = Ledger(tariff.parse(settings.tariff), settings.currency)
+        self.told: Callable[[Frame, Sequence[Step]], None] = lambda frame, steps: None  # who remembers what was read
+        self.noticed: Callable[[Sequence[Notice]], None] = lambda notices: None  # who tells them on
+        self.xids: Counter[tuple[str, int]] = Counter()  # (UUID, code) -> how often, since this daemon began
+        self._once = Once()
+        self._once.remember(store.notices())
+        self._saved_at = 0.0
 
     # --- hearing ---
 
@@ -47,6 +62,8 @@ class Rack:
         if isinstance(value, Frame):
             self.cards.learn(value)
             self._remember(now)
+            self._count(value, now)
+            self.notify(self._faults(value))
         elif isinstance(value, Probe):
             self.cards.learn_one(value)
         answers = {uuid for uuid in self._awaited if self.cards.read_at(uuid, now) >= self._asked[uuid]}
@@ -69,6 +86,49 @@ class Rack:
                 self._store.see_gpus(changed)
                 self._written.update((gpu.uuid, replace(gpu)) for gpu in changed)
 
+    def _count(self, frame: Frame, now: float) -> None:
+        """What the GPUs used since the last frame: for the jobs that have them, and for whoever remembers."""
+        steps = self.meter.read(frame)
+        shared = self.cards.shared(self.ours.active.values())
+        for step in steps:
+            if step.uuid in shared:
+                step.work = self.cards.work(step.uuid)
+        self.ledger.read(frame, steps, self.ours.active.values())
+        self.told(frame, steps)
+        if not 0 <= now - self._saved_at < SAVE_SECONDS:
+            self._saved_at = now
+            self.save()
+
+    def _faults(self, frame: Frame) -> list[Notice]:
+        """What the driver reported, and whose job it was."""
+        found = []
+        for xid in frame.xids:
+            for uuid in self.cards.at_place(xid.bus_id):
+                holders = [job for job in self.ours.active.values() if uuid in job.allotted]
+                job = blamed(xid, self.cards.processes(uuid), holders)
+                if job is not None and job in self.ours.active:
+                    self.ledger.blame(self.ours.active[job], uuid, xid.code)
+                self.xids[uuid, xid.code] += 1
+                found.append(of_xid(xid, uuid, self.cards.label(uuid), job))
+        return found
+
+    def notify(self, notices: Iterable[Notice]) -> None:
+        """Each once in a while; kept for ever, and told on."""
+        new = self._once.new(notices)
+        if new:
+            with suppress(DiskFull):  # then it is only told
+                self._store.notify(new)
+            self.noticed(new)
+
+    def save(self) -> None:
+        """What the jobs that run have used up to now: what is lost, when this daemon is killed, is told as unseen."""
+        changed = self.ledger.changed()
+        if not changed:
+            return
+        with suppress(DiskFull):  # later, or with their end
+            self._store.save_uses(changed, {use.gpu: dumped(self.meter.count(use.gpu)) for use in changed})
+            self.ledger.recorded(changed)
+
     def _differs(self, gpu: KnownGpu) -> bool:
         was = self._written.get(gpu.uuid)
         if was is None or gpu.last_seen_at - was.last_seen_at > SEEN_SECONDS:
@@ -82,9 +142,18 @@ class Rack:
     def follow(self, active: Mapping[int, Job]) -> None:
         """These are the active jobs, now and as the mapping changes; what they have is not being freed."""
         self.ours.active = active
+        self.ledger.keep(active)
+        self._resume(active.values())
         for job in active.values():
             for uuid in job.allotted:
                 self.cards.freeing.pop(uuid, None)
+
+    def _resume(self, active: Iterable[Job]) -> None:
+        """Jobs that an earlier daemon counted for."""
+        known = {job.id: job for job in active if job.allotted and not self.ledger.known(job)}
+        for use, counted in self._store.uses(known) if known else ():
+            if use.attempt == known[use.job].attempt:
+                self.ledger.resume(use, loaded(counted), over=another_boot(counted))
 
     def facts(self, now: float) -> list[Card]:
         return self.cards.cards(self.ours.active.values(), self.words(now), now)
@@ -102,8 +171,32 @@ class Rack:
         if evidence.supervisor is not None:
             self.ours.supervisors[evidence.supervisor] = job.id
 
-    def given(self, job: Job) -> None:
+    def given(self, job: Job, now: float) -> None:
         self.cards.given(job)
+        self.ledger.keep(self.ours.active)
+        self.ledger.open(job, now)
+
+    def uses(self, job_id: int) -> list[Use]:
+        """What all attempts of a job used, up to now."""
+        recorded = {(use.attempt, use.gpu): use for use, _ in self._store.uses([job_id])}
+        if job_id in self.ours.active:  # of what is over, the record is the last word
+            recorded |= {(use.attempt, use.gpu): use for use in self.ledger.of(job_id)}
+        return [recorded[key] for key in sorted(recorded)]
+
+    def opening(
+        self, starts: Iterable[Job], placements: Mapping[int, Sequence[str]], now: float
+    ) -> tuple[list[Use], dict[str, str]]:
+        """The first lines of what jobs that are about to start will use, with the counters of this moment."""
+        uses = [
+            Use(job.id, job.attempt + 1, uuid, now, now, currency=self.ledger.currency)
+            for job in starts
+            for uuid in placements.get(job.id, ())
+        ]
+        return uses, {use.gpu: dumped(self.meter.count(use.gpu)) for use in uses}
+
+    def used(self, job: Job, ended_at: float) -> list[Use]:
+        """What an attempt that is over used of its GPUs, to be recorded with its end."""
+        return self.ledger.close(job, ended_at)
 
     def taken_back(self, job: Job, now: float) -> None:
         """A job's attempt has ended; what it held is looked at again at once, and until it is free."""
@@ -184,6 +277,16 @@ class Rack:
         there = (card for card in cards if matches(job.gpu_type, card) and not card.lost)
         roomier = [card for card in there if card.memory_bytes > floor]
         return floor if len(roomier) >= job.gpus else None
+
+    def by_index(self) -> dict[int, list[int]]:
+        """index of a GPU -> the jobs that have it."""
+        found: dict[int, list[int]] = {}
+        for job in self.ours.active.values():
+            for uuid in job.allotted:
+                index = self.cards.index(uuid)
+                if index is not None:
+                    found.setdefault(index, []).append(job.id)
+        return found
 
     # --- for people ---
 

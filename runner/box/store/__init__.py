@@ -35,8 +35,9 @@ from runner.box.store.rows import (
 )
 from runner.box.store.tables import ATTEMPTS, JOBS, KEYS, META, SPECS
 from runner.box.store.tokens import Tokens
+from runner.box.store.usage import Usage
 from runner.errors import KeyReused, NotFound
-from runner.model import Attempt, Job, JobSpec, Submitted
+from runner.model import Attempt, Job, JobSpec, Submitted, Use
 
 __all__ = [
     "Group", "KnownGpu", "Move", "Past", "Request", "Store", "Stuck", "dump_spec", "group_name", "load_spec",
@@ -46,9 +47,10 @@ BATCH = 500
 FEW = 8  # moves that are quicker one by one
 NOWHERE: Mapping[int, Sequence[str]] = {}
 NONE_STUCK: Mapping[str, Stuck | None] = {}
+NO_COUNTS: Mapping[str, str] = {}
 
 
-class Store(Tokens):
+class Store(Usage, Tokens):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.box_id = self._box_id()
@@ -141,15 +143,19 @@ class Store(Tokens):
         now: float,
         placements: Mapping[int, Sequence[str]] = NOWHERE,
         stuck: Mapping[str, Stuck | None] = NONE_STUCK,
+        uses: Iterable[Use] = (),
+        counts: Mapping[str, str] = NO_COUNTS,
     ) -> set[int]:
         """One pass of the daemon: some jobs start (queued -> starting), others move. One transaction.
 
         placements: job id -> UUIDs of the GPUs that its start is given; a job that is not in it is given none.
         stuck: UUID of a GPU -> who left it so; None: it is free again.
+        uses, counts: what attempts that are over, or begin, used of their GPUs; see `save_uses`.
         Returns the ids that were where the caller thought; the others were left alone.
         """
         with self._write():
             self._stick(stuck)
+            self._use(uses, counts)
             applied = self._move_all(moves, now)
             applied.update(job.id for job in starts if self._start(job, placements.get(job.id, ()), now))
         return applied

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlmodel import bindparam, func, insert, or_, text, update
 
 from runner import words
-from runner.box.store.tables import ATTEMPTS, GPUS, JOBS
+from runner.box.store.tables import ATTEMPTS, GPUS, JOBS, USES
 
 UNFINISHED = or_(*(JOBS.c.state == state for state in words.UNFINISHED))  # not IN, which no executemany takes
 
@@ -67,6 +67,11 @@ SEE_GPU = SEE_GPU.on_conflict_do_update(
         "unified": SEE_GPU.excluded.unified,
         "last_seen_at": SEE_GPU.excluded.last_seen_at,
     },
+)
+SAVE_USE = insert_or(USES)
+SAVE_USE = SAVE_USE.on_conflict_do_update(
+    index_elements=[USES.c.job_id, USES.c.attempt, USES.c.gpu],
+    set_={column.name: SAVE_USE.excluded[column.name] for column in USES.c if not column.primary_key},
 )
 STICK_GPU = update(GPUS).where(GPUS.c.uuid == bindparam("the_uuid")).values(stuck=bindparam("who"))
 PAST = text("""

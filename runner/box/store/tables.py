@@ -120,6 +120,49 @@ class TokenRow(SQLModel, table=True):
     parent: str = ""
 
 
+class UseRow(SQLModel, table=True):
+    """What an attempt used of a GPU: sums up to `until`, with the driver's counters of that moment."""
+
+    __tablename__ = "uses"
+    job_id: int = Field(primary_key=True, foreign_key="jobs.id")
+    attempt: int = Field(primary_key=True)
+    gpu: str = Field(primary_key=True)
+    since: float
+    until: float
+    seen_seconds: float
+    unseen_seconds: float
+    measured_seconds: float
+    busy_seconds: float
+    idle_seconds: float
+    peak_bytes: int | None = None
+    energy_joules: float | None = None
+    uncounted_seconds: float
+    cost: float | None = None
+    currency: str
+    hottest_celsius: float | None = None
+    heat_seconds: float
+    brake_seconds: float
+    capped_seconds: float
+    xids: str  # JSON: code -> how often
+    shared: bool
+    counted: str  # JSON of a Count, while the attempt goes on; empty: none
+
+
+class NoticeRow(SQLModel, table=True):
+    __tablename__ = "notices"
+    __table_args__ = {"sqlite_autoincrement": True}
+    id: int | None = Field(default=None, primary_key=True)
+    at: float
+    kind: str
+    severity: str
+    text: str
+    hint: str
+    gpu: str | None = None
+    job: int | None = None
+    code: int | None = None
+    seen_at: float | None = None
+
+
 JOBS = JobRow.__table__  # type: ignore[attr-defined]
 ATTEMPTS = AttemptRow.__table__  # type: ignore[attr-defined]
 SPECS = SpecRow.__table__  # type: ignore[attr-defined]
@@ -127,6 +170,8 @@ KEYS = KeyRow.__table__  # type: ignore[attr-defined]
 META = Meta.__table__  # type: ignore[attr-defined]
 GPUS = GpuRow.__table__  # type: ignore[attr-defined]
 TOKENS = TokenRow.__table__  # type: ignore[attr-defined]
+USES = UseRow.__table__  # type: ignore[attr-defined]
+NOTICES = NoticeRow.__table__  # type: ignore[attr-defined]
 INDEXES = (
     "CREATE INDEX IF NOT EXISTS jobs_by_end ON jobs (state, ended_at, id)",
     # Of ended jobs alone: neither a submit nor a start has it to write.
