@@ -727,11 +727,12 @@ def test_the_driver_of_debian_13_is_foreseen_not_to_build_or_caught(
     a_host: Callable[..., box.Box],  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """Foreseen by the table; by a plan without it, caught, explained, repaired. Or Debian has mended it by now."""
+    """Its open modules. Foreseen by the table; by a plan without it, caught, explained, repaired; then the others."""
     host = a_host(suite="trixie")
     host.run(HEADERS)
     kernel = host.run("ls /lib/modules").strip()
-    done = Driver(host, tmp_path, driver_source="debian").run()
+    wishes = {"driver_source": "debian", "driver_flavour": "open"}
+    done = Driver(host, tmp_path, **wishes).run()
     said = " ".join(done.stdout.split())
     if done.returncode == 0:
         print(f"Debian's own driver builds for {kernel} now: the row in breakages.json can go")  # noqa: T201
@@ -742,11 +743,20 @@ def test_the_driver_of_debian_13_is_foreseen_not_to_build_or_caught(
     table = tmp_path / "forgetful/roles/plan/files/breakages.json"
     table.write_text(json.dumps({**json.loads(table.read_text()), "pairs": []}))
     before = host.run("dpkg-query --show; apt-mark showauto")
-    done = Driver(host, tmp_path, tmp_path / "forgetful", driver_source="debian").run()
+    done = Driver(host, tmp_path, tmp_path / "forgetful", **wishes).run()
     said = " ".join(done.stdout.split())
     assert done.returncode == 2
-    assert re.search(rf"nvidia-current.550\.\S+ does not build for the kernel {re.escape(kernel)}: \S+pci.c:\d+", said)
+    assert re.search(
+        rf"nvidia-current.open.550\.\S+ does not build for the kernel {re.escape(kernel)}: \S+pci.c:\d+", said
+    )
     assert "The packages are as they were." in said
     assert host.run("dpkg-query --show; apt-mark showauto") == before
     assert host.run("dpkg --audit") == ""
-    print(kernel, re.findall(r"nvidia-current.550\S+ does not build for[^\"]*", said)[:1])  # noqa: T201
+    print(kernel, re.findall(r"nvidia-current.open.550\S+ does not build for[^\"]*", said)[:1])  # noqa: T201
+
+    driver = Driver(host, tmp_path, driver_source="debian")
+    said = driver.converge()[1]
+    assert "Driver: debian 550." in said
+    assert "proprietary modules" in said
+    assert host.run(f"ls /lib/modules/{kernel}/updates/dkms/nvidia-current.ko*")
+    assert driver.converge()[0] == 0

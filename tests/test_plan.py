@@ -87,6 +87,7 @@ SIGNED_580 = [
 OPEN = {"source": "ubuntu-signed", "flavour": "open", "branch": 580}
 LEGACY = {"source": "ubuntu-signed", "flavour": "proprietary", "branch": 580, "torch.wheels": "cu126"}
 NVIDIA = {"source": "nvidia", "flavour": "open", "branch": 580}
+DEBIANS_OPEN = {"driver_source": "debian", "driver_flavour": "open"}
 NONE = {"source": "none", "packages": [], "reboot": False, "torch.wheels": "cpu"}
 NEW, OLD = "ubuntu-24.04", "ubuntu-22.04"
 VFIO = "0000:0a:00.0"
@@ -152,7 +153,7 @@ ROWS = [
         {"driver_without_gpu": True, "driver_source": "debian"}, {"source": "debian", "branch": 535, "reboot": False}),
     Row("a container, forced, host's kernel", "debian-13",
         lambda m: m.file("run/systemd/container", "systemd-nspawn").no_headers(KERNELS["debian-13"]),
-        {"driver_without_gpu": True, "driver_source": "debian"}, {"problems": ["driver-does-not-build"]}),
+        {"driver_without_gpu": True, **DEBIANS_OPEN}, {"problems": ["driver-does-not-build"]}),
     Row("a VM with a card", NEW, lambda m: m.file("sys/class/dmi/id/sys_vendor", "QEMU").gpu("2204"), {}, OPEN),
     Row("a GPU to come", NEW, lambda m: m, {"driver_without_gpu": True}, {**OPEN, "reboot": False}),
     Row("the owner's driver", NEW, lambda m: m.gpu("2204"), {"driver_source": "none"}, NONE, "left to you"),
@@ -197,6 +198,8 @@ ROWS = [
     Row("Debian 12", "debian-12", lambda m: m.gpu("2204"), {},
         {**NVIDIA, "packages": DEBIAN_580}, "branch 535 could be had"),
     Row("Debian 13 of today", "debian-13", lambda m: m.gpu("2204"), {}, {**NVIDIA, "packages": DEBIAN_580},
+        "branch 550 could be had"),
+    Row("Debian 13 of today, open modules", "debian-13", lambda m: m.gpu("2204"), {"driver_flavour": "open"}, NVIDIA,
         "550.163.01-2 does not build for the kernel 6.12.107+deb13-amd64: the kernel's pci_resize_resource"),
     Row("Debian 13, older kernel", "debian-13",
         lambda m: old_kernel(m.gpu("2204")), {}, NVIDIA, "branch 550 could be had"),
@@ -204,18 +207,20 @@ ROWS = [
         {"source": "debian", "branch": 535, "flavour": "proprietary", "torch.wheels": "cu126", "components":
          ["contrib", "non-free", "non-free-firmware"]}, "Branch 535 carries CUDA 12.2"),
     Row("Debian 13's own", "debian-13", lambda m: m.gpu("2204"), {"driver_source": "debian"},
+        {"source": "debian", "branch": 550, "flavour": "proprietary", "problems": []}, "Branch 550 carries CUDA 12.4"),
+    Row("Debian 13's own, open modules", "debian-13", lambda m: m.gpu("2204"), DEBIANS_OPEN,
         {"source": "none", "problems": ["driver-does-not-build"]}, "NVIDIA's repository, built here, branch 580"),
-    Row("Debian 13's own, older kernel", "debian-13", lambda m: old_kernel(m.gpu("2204")), {"driver_source": "debian"},
-        {"source": "debian", "branch": 550, "problems": []}, "Branch 550 carries CUDA 12.4"),
+    Row("Debian 13's own, older kernel", "debian-13", lambda m: old_kernel(m.gpu("2204")), DEBIANS_OPEN,
+        {"source": "debian", "branch": 550, "flavour": "open", "problems": []}, "Branch 550 carries CUDA 12.4"),
     Row("Debian 13's own, two kernels", "debian-13", lambda m: m.kernel("6.12.96+deb13-amd64").gpu("2204"),
-        {"driver_source": "debian"}, {"problems": ["driver-does-not-build"]}, "start 6.12.96+deb13-amd64"),
+        DEBIANS_OPEN, {"problems": ["driver-does-not-build"]}, "start 6.12.96+deb13-amd64"),
     Row("Debian 13's own, headers to come", "debian-13",
         lambda m: old_kernel(m.gpu("2204")).offering("6.12.107-1", "linux-headers-amd64"),
-        {"driver_source": "debian"}, {"problems": ["driver-does-not-build"]},
+        DEBIANS_OPEN, {"problems": ["driver-does-not-build"]},
         "does not build for the kernel 6.12.107-1"),
     Row("Debian 13's own, mended", "debian-13",
         lambda m: m.gpu("2204").offering("550.163.01-2+deb13u1", "nvidia-kernel-dkms"),
-        {"driver_source": "debian"}, {"source": "debian", "version": "550.163.01-2+deb13u1", "problems": []}),
+        DEBIANS_OPEN, {"source": "debian", "version": "550.163.01-2+deb13u1", "problems": []}),
     Row("Debian 13's own at 580", "debian-13",
         lambda m: m.gpu("2204").offering("580.126.09-1", "nvidia-kernel-dkms"), {},
         {"source": "debian", "branch": 580, "flavour": "open"}),
@@ -230,6 +235,9 @@ ROWS = [
     Row("Debian 12, offline", "debian-12", lambda m: m.gpu("2204"), {"offline": True},
         {"source": "debian", "branch": 535}, "Branch 535 carries CUDA 12.2"),
     Row("Debian 13, offline", "debian-13", lambda m: m.gpu("2204"), {"offline": True},
+        {"source": "debian", "branch": 550, "problems": []}, "Branch 550 carries CUDA 12.4"),
+    Row("Debian 13, offline, open modules", "debian-13", lambda m: m.gpu("2204"),
+        {"offline": True, "driver_flavour": "open"},
         {"source": "none", "problems": ["driver-does-not-build"]}, "name a mirror"),
     Row("Debian 13, arm64", "debian-13",
         lambda m: m.package("dpkg", "1", architecture="arm64").kernel("6.12.120+deb13-arm64").gpu("2e12"), {},
@@ -549,7 +557,7 @@ def test_the_roles_print_the_plan_change_nothing_and_stop_where_they_must(tmp_pa
     Machine(tmp_path / "wishful", "debian-13").gpu("2204")
     Machine(tmp_path / "touched", "debian-13").gpu("2204").file("usr/bin/nvidia-uninstall")
     hosts["good"]["gpubox_cuda"] = ["13.0"]
-    hosts["wishful"]["gpubox_driver_source"] = "debian"
+    hosts["wishful"] |= {"gpubox_driver_source": "debian", "gpubox_driver_flavour": "open"}
     (tmp_path / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
     (tmp_path / "play.yml").write_text(PLAY)
     places = {f"ANSIBLE_{name.upper()}_TEMP": str(tmp_path / name) for name in ("local", "remote")}

@@ -71,7 +71,7 @@ def _weighed(facts: Facts, wanted: Wishes, need: Need, source: str, branch: int)
     version = version_of(facts, source, branch, packages)
     against, broken = _objection(facts, wanted, need, Choice(source, branch, version, flavour or "", packages)), False
     if not against:
-        against = _breakage(facts, source, branch, version)
+        against = _breakage(facts, source, branch, version, flavour or "")
         broken = bool(against)
     return Choice(source, branch, version, flavour or "", packages, against, broken)
 
@@ -135,11 +135,11 @@ def _missing(facts: Facts, source: str, choice: Choice) -> str | None:
     return next((name for name in asked if not offered(facts, name)), None)
 
 
-def _breakage(facts: Facts, source: str, branch: int, version: str | None) -> str:
+def _breakage(facts: Facts, source: str, branch: int, version: str | None, flavour: str) -> str:
     if source == "ubuntu-signed":
         return ""
     for pair in BREAKAGES["pairs"]:
-        if source not in pair["source"] or not _affected(pair, version):
+        if source not in pair["source"] or not _affected(pair, version, flavour):
             continue
         for release in _build_kernels(facts):
             if any(_between(release, first, last) for first, last in pair["kernels"]):
@@ -154,9 +154,9 @@ def _breakage(facts: Facts, source: str, branch: int, version: str | None) -> st
     return ""
 
 
-def _affected(pair: Mapping[str, Any], version: str | None) -> bool:
+def _affected(pair: Mapping[str, Any], version: str | None, flavour: str) -> bool:
     """Without a version it is the newest of its branch, which is mended."""
-    if version is None:
+    if version is None or flavour not in pair.get("flavours", [flavour]):
         return False
     if "versions" in pair:
         return version in pair["versions"]
