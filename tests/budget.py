@@ -11,13 +11,13 @@ CI_SECONDS = 3600.0
 
 # Marker -> (seconds in CI, why it is left out of a plain `make test`).
 MARKED = {
-    "crash": (480.0, "takes minutes"),
+    "crash": (460.0, "takes minutes"),
     "root": (200.0, "needs root"),
-    "box": (1900.0, "needs root and a test bed"),
+    "box": (2060.0, "needs root and a test bed"),
     "browser": (20.0, "needs a browser"),
-    "coverage": (140.0, "takes minutes"),
+    "coverage": (100.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
-    "long": (200.0, "takes many seconds a test"),
+    "long": (220.0, "takes many seconds a test"),
 }
 # Marker -> why not even CI runs it.
 NOWHERE = {
@@ -26,29 +26,35 @@ NOWHERE = {
 # File (without `test_` and `.py`) -> seconds, where it is not OTHER_SECONDS.
 FILES = {
     "api": 15.0,
-    "auth": 10.0,
-    "budget": 10.0,
-    "cli": 15.0,
+    "auth": 8.0,
+    "budget": 8.0,
+    "cli": 10.0,
+    "client": 4.0,
     "collector": 20.0,
-    "crash_pairs": 10.0,
     "containers": 5.0,
-    "daemon": 10.0,
-    "demo": 10.0,
+    "crash_pairs": 10.0,
+    "daemon": 12.0,
+    "demo": 4.0,
     "engines": 15.0,
-    "envs": 15.0,
-    "https": 15.0,
-    "main_job": 60.0,
-    "plan": 15.0,
-    "playbooks": 10.0,
-    "power": 10.0,
-    "queue_machine": 10.0,
-    "retention": 10.0,
-    "schedule": 15.0,
-    "simulation": 20.0,
-    "supervisor": 25.0,
-    "verify": 15.0,
+    "envs": 12.0,
+    "fake_nvml": 5.0,
+    "history": 5.0,
+    "https": 12.0,
+    "main_job": 50.0,
+    "plan": 10.0,
+    "playbooks": 4.0,
+    "power": 4.0,
+    "queue_machine": 4.0,
+    "retention": 4.0,
+    "schedule": 10.0,
+    "simulation": 15.0,
+    "snapshot": 6.0,
+    "store": 4.0,
+    "supervisor": 20.0,
+    "verify": 8.0,
+    "wishes": 4.0,
 }
-OTHER_SECONDS = 3.0
+OTHER_SECONDS = 1.5
 
 
 def suite(file: str, markers: set[str]) -> str:
