@@ -181,6 +181,7 @@ def test_a_build_that_failed_here_is_foreseen_until_version_or_kernel_change(tmp
 
     has("595.71.05-1", "580.95.05-1")
     failed = {"source": "nvidia", "branch": 580, "version": "580.95.05-1", "kernel": "6.1.0-50-amd64", "why": "e: f"}
+    failed["flavour"] = "open"
     chosen = plan(machine.facts())["driver"]
     assert (chosen["source"], chosen["branch"]) == ("nvidia", 580)
     assert [(way["source"], way["branch"]) for way in chosen["others"]] == [("nvidia", 595), ("debian", 535)]
@@ -189,11 +190,16 @@ def test_a_build_that_failed_here_is_foreseen_until_version_or_kernel_change(tmp
     foreseen = plan(machine.facts())
     assert (foreseen["driver"]["source"], foreseen["driver"]["branch"]) == ("nvidia", 595)
     assert (
-        "Branch 580 (580.95.05-1) did not build here for the kernel 6.1.0-50-amd64: e: f."
+        "Branch 580 (580.95.05-1, open modules) did not build here for the kernel 6.1.0-50-amd64: e: f."
         in foreseen["driver"]["reason"]
     )
     wished = plan(machine.facts(), {"driver_branch": "580", "driver_source": "nvidia"})
     assert [one["id"] for one in wished["problems"]] == ["driver-does-not-build"]
+    failed["flavour"] = "proprietary"
+    machine.file("etc/gpubox/failed-builds.json", json.dumps([failed]))
+    assert plan(machine.facts())["driver"]["branch"] == 580, "the others' build tells nothing of these"
+    failed["flavour"] = "open"
+    machine.file("etc/gpubox/failed-builds.json", json.dumps([failed]))
     newer = plan(has("595.71.05-1", "580.126.09-1", "580.95.05-1").facts())
     assert newer["driver"]["branch"] == 580
     has("595.71.05-1", "580.95.05-1").kernel("6.1.0-51-amd64").no_headers("6.1.0-50-amd64")
@@ -663,7 +669,7 @@ def test_a_module_that_does_not_build_is_explained_and_another_branch_taken(driv
     assert driver.converge()[0] == 0
     changed, said = driver.converge("--check")
     assert changed == 0
-    assert "Branch 580 (580.95.05-1) did not build here for the kernel 6.1.0-99-amd64" in said
+    assert "Branch 580 (580.95.05-1, open modules) did not build here for the kernel 6.1.0-99-amd64" in said
 
 
 @pytest.mark.box

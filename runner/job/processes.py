@@ -119,15 +119,23 @@ def signal_group(leader: int, number: int) -> None:
 
 
 def oom_kills() -> int:
-    """How often this kernel has killed for memory since boot; 0 where it does not say."""
-    try:
-        with open("/proc/vmstat", "rb") as file:
-            for line in file:
-                if line.startswith(b"oom_kill "):
-                    return int(line.split()[1])
-    except OSError:
-        pass
+    """How often this kernel has killed for memory: in our cgroup, else since boot; 0 where it does not say."""
+    for path in (f"/sys/fs/cgroup{_cgroup()}/memory.events", "/proc/vmstat"):
+        try:
+            with open(path, "rb") as file:
+                return next((int(line.split()[1]) for line in file if line.startswith(b"oom_kill ")), 0)
+        except OSError:
+            continue
     return 0
+
+
+def _cgroup() -> str:
+    """Ours, in the one hierarchy of version 2."""
+    try:
+        with open("/proc/self/cgroup") as file:
+            return next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "")
+    except OSError:
+        return ""
 
 
 def _numbers() -> list[int]:

@@ -146,11 +146,10 @@ def _breakage(facts: Facts, source: str, branch: int, version: str | None, flavo
                 name = "Debian's own driver" if source == "debian" else "The driver"
                 return f"{name} {version or branch} does not build for the kernel {release}: {pair['why']}."
     for one in facts["installs"]["failed_builds"]:
-        same = one["source"] == source and one["branch"] == branch and version in (None, one["version"])
-        if same and one["kernel"] in _build_kernels(facts):
-            return (
-                f"Branch {branch} ({one['version']}) did not build here for the kernel {one['kernel']}: {one['why']}."
-            )
+        same = (one["source"], one["branch"], one["flavour"]) == (source, branch, flavour)
+        if same and version in (None, one["version"]) and one["kernel"] in _build_kernels(facts):
+            which = f"Branch {branch} ({one['version']}, {flavour} modules)"
+            return f"{which} did not build here for the kernel {one['kernel']}: {one['why']}."
     return ""
 
 
