@@ -387,6 +387,27 @@ def test_the_firewall_closes_what_nobody_asked_for_and_cuts_nobody_off(an_owner:
     assert owner.setup("--extra-vars", '{"gpubox_open_ports": [9999]}')["changed"] == 0
 
 
+@pytest.mark.box
+def test_in_an_owners_ufw_what_they_opened_stays_theirs(an_owner: Callable[..., Owner], tmp_path: Path) -> None:
+    owner = an_owner()
+    rule = "allow from {} to any port 7443 proto tcp comment"
+    owner.host.run("apt-get install --yes --no-install-recommends ufw iptables && ufw allow 22/tcp")
+    owner.host.run(f"ufw {rule.format('10.0.0.0/8')} mine; ufw --force enable")
+    (tmp_path / "ansible.cfg").write_text(
+        f"[defaults]\nroles_path = {PLAYBOOKS}/roles\nlibrary = {PLAYBOOKS}/library\n"
+    )
+    book = tmp_path / "base.yml"
+    book.write_text(yaml.safe_dump([{"hosts": "boxes", "gather_facts": False, "roles": ["preflight", "plan", "base"]}]))
+    for changed in (True, False):
+        done = owner.run(book)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+        assert ("changed=0" not in done.stdout) == changed, done.stdout
+    rules = owner.host.run("ufw show added").splitlines()
+    assert f"ufw {rule.format('10.0.0.0/8')} 'mine'" in rules
+    assert f"ufw {rule.format('192.168.0.0/16')} 'gpubox'" in rules
+    assert owner.host.run("ls /etc/gpubox").split() == ["receipt.json"], "no firewall of our own beside it"
+
+
 LOCKOUT = """
 - name: Lock ourselves out
   hosts: all

@@ -161,21 +161,28 @@ def test_a_group_gets_a_signal_and_one_that_is_gone_does_not_matter(pids: list[i
     processes.signal_group(leader, signal.SIGTERM)
 
 
+OURS = "/sys/fs/cgroup/jobs/one/memory.events"
+
+
 @pytest.mark.parametrize(
-    ("text", "kills"),
+    ("texts", "kills"),
     [
-        pytest.param(b"pgfault 5\noom_kill 17\nnr 3\n", 17, id="counted"),
-        pytest.param(b"pgfault 5\n", 0, id="an old kernel"),
-        pytest.param(None, 0, id="no such file"),
+        pytest.param({"/proc/vmstat": "pgfault 5\noom_kill 17\nnr 3\n"}, 17, id="of this boot"),
+        pytest.param({"/proc/vmstat": "pgfault 5\n"}, 0, id="an old kernel"),
+        pytest.param({}, 0, id="no such file"),
+        pytest.param({"/proc/vmstat": "oom_kill 17\n", OURS: "oom 3\noom_kill 2\n"}, 2, id="of our cgroup"),
+        pytest.param({"/proc/vmstat": "oom_kill 17\n", OURS: "oom 0\noom_kill 0\n"}, 0, id="another's are not ours"),
     ],
 )
 def test_kills_for_memory_are_counted_where_the_kernel_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes | None, kills: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: dict[str, str], kills: int
 ) -> None:
-    if text is not None:
-        (tmp_path / "vmstat").write_bytes(text)
+    for path, text in {"/proc/self/cgroup": "4:memory:/x\n0::/jobs/one\n", **texts}.items():
+        (tmp_path / path.replace("/", "-")).write_text(text)
     real = builtins.open
-    monkeypatch.setattr(processes, "open", lambda path, how: real(tmp_path / "vmstat", how), raising=False)
+    monkeypatch.setattr(
+        processes, "open", lambda path, *how: real(tmp_path / path.replace("/", "-"), *how), raising=False
+    )
     assert processes.oom_kills() == kills
 
 

@@ -89,6 +89,10 @@ firewall:
   description: The firewall of the owner's that is active; empty when there is none.
   returned: always
   type: str
+opened:
+  description: What the owner let ufw open, as it shows that; not what gpubox did.
+  returned: always
+  type: list
 ssh:
   description: Whether sshd is installed and reads drop-ins, and the ports that it listens on.
   returned: always
@@ -169,6 +173,12 @@ def firewall() -> str:
     return first_enabled(FIREWALLS)
 
 
+def opened() -> list[str]:
+    """A rule that is given again takes our comment, and would go with us."""
+    rules = re.findall(r"^ufw (allow .+?)(?: comment '(.*)')?$", said("ufw", "show", "added"), re.M)
+    return [rule for rule, comment in rules if comment != "gpubox"]
+
+
 def ssh() -> dict[str, object]:
     ports = re.findall(r"^port (\d+)$", said(SSHD, "-T"), re.M)
     main = text_of("/etc/ssh/sshd_config")
@@ -213,6 +223,7 @@ def main() -> None:
         shared=shared(asked["data"], asked["group"]),
         time_service=first_enabled(TIME),
         firewall=firewall(),
+        opened=opened(),
         ssh=ssh(),
         apt=apt_answers(),
     )
