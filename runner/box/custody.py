@@ -78,8 +78,10 @@ class Launched(Custody):
             remove_tree(path)
             if not os.path.lexists(path):  # else it was given away by half
                 return
+        job = self._job_of(path)
+        self._measured.pop(job, None)
         try:
-            self._engine.ask("remove", (self._job_of(path), 1), None)
+            self._engine.ask("remove", (job, 1), None)
         except OSError as error:
             self._report(f"{path} is not removed yet: {error.strerror}")
 
