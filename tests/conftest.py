@@ -5,10 +5,13 @@ from __future__ import annotations
 import collections
 import functools
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -144,8 +147,11 @@ _UV_CACHE = os.environ.get("UV_CACHE_DIR") or os.path.join(
 _UV_CONFIG = os.path.join(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), "uv", "uv.toml")
 
 
+_SOCKETS = count(1)
+
+
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home that nobody lived in: no settings, no state, no box of the person who runs the tests."""
     for name in list(os.environ):
         if name.startswith(_OURS):
@@ -167,7 +173,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("UV_CONFIG_FILE", _UV_CONFIG)
     if not _installed():
         monkeypatch.setenv("PYTHONPATH", str(tools.ROOT))
-    return place
+    sockets = f"{tempfile.gettempdir()}/cp-{os.getpid()}-{next(_SOCKETS)}"
+    monkeypatch.setenv("ANSIBLE_SSH_CONTROL_PATH_DIR", sockets)  # below home a path would be too long for a socket
+    yield place
+    shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _installed() -> bool:

@@ -21,6 +21,7 @@ from bed.runs import Run
 from hosts import a_host  # noqa: F401
 from machines import CERTIFICATE, Machine, gpubox_decision
 from test_playbooks import PLAYBOOKS, Owner, ansible, module
+from test_remove import differences, inventory, remove
 
 plan = gpubox_decision.plan
 transaction, mok, key = module("gpubox_transaction"), module("gpubox_mok"), module("gpubox_key")
@@ -721,8 +722,8 @@ def test_the_driver_of_debian_12_builds_for_its_kernel(
     """A host of the bed has no kernel of its own, so it gets Debian's headers, and a file where the kernel would be."""
     owner = Owner(a_host(suite="bookworm"), tmp_path)
     host, words = owner.host, ("--extra-vars", '{"gpubox_driver_source": "debian", "gpubox_driver_without_gpu": true}')
-    host.run(HEADERS)
-    kernel = host.run("ls /lib/modules").strip()
+    host.run(f"apt-get update -qq; apt-get upgrade --quiet --yes; {HEADERS}")
+    kernel, before = host.run("ls /lib/modules").strip(), inventory(host)
     assert owner.setup("--check", *words)["changed"] > 0
     began = time.monotonic()
     owner.setup(*words)
@@ -735,6 +736,9 @@ def test_the_driver_of_debian_12_builds_for_its_kernel(
     assert host.run("dpkg --audit; systemctl --failed --no-legend") == ""
     assert owner.setup(*words)["changed"] == 0
     assert owner.setup("--check", *words)["changed"] == 0
+
+    remove(owner, "--extra-vars", "gpubox_remove_data=true")
+    assert differences(before, inventory(host)) == []
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ from tools import wait_until
 
 pytestmark = [pytest.mark.box, pytest.mark.slow]
 PATIENCE = 120.0
+DROP_INS = "/etc/systemd/system/gpubox.service.d"
+SEVERAL = "[Service]\nEnvironment=GPUBOX_CPUS=4"  # of its one, so that jobs run beside each other
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,8 @@ def owner(bed_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ow
     with closing(vm.Machine(bed_run)) as machine:
         made = Owner(machine, tmp_path_factory.mktemp("owner"))
         made.setup()
+        machine.run(f"mkdir -p {DROP_INS}; echo {shlex.quote(SEVERAL)} >{DROP_INS}/cpus.conf")
+        machine.run("systemctl daemon-reload; systemctl restart gpubox")
         yield made
 
 
