@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import pytest
 from builders import GIB, a_hall, a_reading
 
 from runner.box import exposition
@@ -54,11 +55,14 @@ def test_what_the_box_tells_is_well_formed_and_absent_is_not_zero(tmp_path: Path
         assert exposition.TYPE.startswith("text/plain")
 
 
-def test_dcgm_exporter_finds_the_jobs_of_each_gpu(tmp_path: Path) -> None:
+def test_dcgm_exporter_finds_the_jobs_of_each_gpu(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = tmp_path / "gpu-jobs"
+    umask = os.umask(0o077)  # as the service has it
+    request.addfinalizer(lambda: os.umask(umask))
     files = JobFiles(str(folder))
     files.write({0: [7], 1: [9, 8]})
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"0": "7\n", "1": "8\n9\n"}
+    assert [oct(os.stat(path).st_mode & 0o777) for path in (folder, folder / "0")] == ["0o755", "0o644"]
     before = os.stat(folder / "0").st_mtime_ns
     files.write({0: [7], 1: [8, 9]})
     assert os.stat(folder / "0").st_mtime_ns == before, "nothing changed"

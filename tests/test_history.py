@@ -25,6 +25,7 @@ from runner.box.history.columns import GPU, HOST, NUMBER_MAX, bits, numbers, rea
 from runner.box.history.host import Host, rates
 from runner.box.history.minutes import MINUTES
 from runner.box.settings import Settings
+from runner.errors import BadRequest
 from runner.paths import StateDir
 
 NOON = 1_700_000_040  # the start of a minute
@@ -286,6 +287,23 @@ def test_a_finer_step_that_is_gone_is_answered_by_a_coarser_one() -> None:
     assert ask(99 * day, 99 * day + 3600) == 60
     assert ask(49 * day, 49 * day + 3600) == 300
     assert ask(100 * day, 200 * day) == 3600 * 3
+
+
+def test_too_much_of_what_is_only_kept_by_the_second_is_refused_with_how_much_is_not() -> None:
+    day = 86400
+    begins = {1: 100 * day, 60: 50 * day}
+    with pytest.raises(BadRequest, match="too much at once") as refused:
+        charts.plan(0, 113 * day, 600, 8, 1, begins, last=True)
+    assert "13 hours at most" in refused.value.hint
+    assert charts.plan(113 * day - 12 * 3600, 113 * day, 600, 8, 1, begins, last=True).step == 1
+    assert charts.plan(0, 101 * day, 600, 1, 1, begins, last=True).step == 1, "nothing is there before"
+
+
+def test_a_question_from_the_beginning_of_time_looks_at_what_there_is(past: Past) -> None:
+    past.watches(200)
+    began = time.monotonic()
+    assert [at for at, _ in past.history.archive.chunks(CARD, 0, 1e12)] == [NOON, NOON + 60, NOON + 120]
+    assert time.monotonic() - began < 1, "a list of all minutes that ever were takes longer"
 
 
 def test_a_question_for_nothing_is_answered_with_nothing(past: Past) -> None:

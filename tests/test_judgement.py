@@ -79,6 +79,17 @@ def test_another_job_is_another_matter() -> None:
     assert "runner cancel 8" in watch.told[-1].hint
 
 
+def test_a_job_that_comes_back_to_its_gpu_has_not_been_idle_meanwhile() -> None:
+    watch = Watch()
+    watch.sees(60, held(jobs=(), living=False, **RESTS))
+    watch.sees(500, held(**RESTS))
+    watch.sees(3600, held(jobs=(8,)))
+    assert watch.sees(500, held(**RESTS)) == []
+    assert watch.sees(200, held(**RESTS)) == ["idle"]
+    watch.sees(3600, held(jobs=(8,)))
+    assert not any(7 in (key[-1] if isinstance(key[-1], tuple) else key) for key in watch.judge._lasting)
+
+
 def test_it_is_never_told_where_nobody_wants_it() -> None:
     assert Watch(idle=0.0, stalled=0.0).sees(9000, held(**RESTS), silent={7: 0.0}) == []
 

@@ -201,15 +201,16 @@ def test_heat_and_faults_are_remembered() -> None:
     assert use.xids == {"31": 2}
 
 
-def test_a_clock_that_goes_back_charges_nobody() -> None:
+def test_a_clock_that_goes_back_takes_the_jobs_time_with_it() -> None:
     job = alone()
     desk = Desk(job)
     desk.ledger.open(job, T)
     desk.runs(20)
     desk.now -= 3600
     desk.runs(20)
-    use = used(desk, job, T + 19)
-    assert use.energy_joules == pytest.approx(1900.0)
+    use = used(desk, job, desk.now)
+    assert (use.until - use.since, use.unseen_seconds) == (pytest.approx(40.0, abs=2), 0.0)
+    assert use.energy_joules == pytest.approx(3900.0, abs=100.0)
 
 
 def test_a_daemon_that_comes_back_goes_on_from_what_was_recorded() -> None:
@@ -311,6 +312,10 @@ def test_the_end_of_a_job_is_recorded_with_what_it_used(tmp_path: Path) -> None:
         assert final.energy_joules == pytest.approx(300.0 * (final.until - final.since), rel=0.02)
         assert final.cost == pytest.approx((final.energy_joules or 0.0) / KWH * 0.5)
         assert hall.daemon.gpus.uses(job.id) == [final]
+        for _ in range(70):
+            hall.sees(reads(watts=300.0, busy=0.9))
+        hall.daemon.gpus.save()
+        assert hall.store.uses([job.id]) == [(final, "")], "the record of what is over is the last word"
 
 
 def test_a_job_that_goes_on_is_counted_by_the_next_daemon(tmp_path: Path) -> None:

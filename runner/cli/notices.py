@@ -23,7 +23,7 @@ Examples:
   runner notices
   runner notices --seen
 """
-SHOWN = 100
+SHOWN, SHOWN_MAX = 100, 1000
 
 
 def notices(arguments: list[str]) -> int:
@@ -31,7 +31,8 @@ def notices(arguments: list[str]) -> int:
     options.no_words(given, NOTICES)
     api = boxes.open_box(given.get("--box"))
     unseen = "false" if "--all" in given else "true"
-    found: list[dict[str, Any]] = api.get(f"/notices?limit={SHOWN}&unseen={unseen}")["notices"]
+    most = SHOWN_MAX if "--seen" in given else SHOWN  # nobody knows of what was not shown
+    found: list[dict[str, Any]] = api.get(f"/notices?limit={most}&unseen={unseen}")["notices"]
     if "--seen" in given and found:
         api.post("/notices/seen", {"up_to": found[0]["id"]})
     if "--json" in given:
@@ -43,6 +44,6 @@ def notices(arguments: list[str]) -> int:
             output.put(f"{'':31}{output.clean(notice['hint'])}\n")
     if not found:
         output.say("nothing new" if unseen == "true" else "nothing was ever noticed")
-    elif len(found) == SHOWN:
-        output.say(f"the last {SHOWN}; there may be more")
+    elif len(found) == most:
+        output.say(f"the last {most}; there may be more")
     return 0

@@ -29,6 +29,7 @@ routes = APIRouter()
 AT_ONCE = 1000  # buckets in one piece of a table
 NAMES_MAX = 2000  # characters
 TIME_MAX = 1e11
+TO_COME = 60.0  # seconds: two clocks may differ; beyond is nothing to be looked for
 LAST_SECONDS = 3600.0
 
 Time = Annotated[float | None, Query(ge=0, le=TIME_MAX)]
@@ -209,7 +210,7 @@ async def _which(
             raise errors.BadRequest(f"job {job} has not run yet", "`runner why` says what it waits for")
         since, until = since or asked.started_at, until or asked.ended_at or now
         keys = keys or [*asked.allotted, HOST_KEY]
-    until = now if until is None else until
+    until = now if until is None else min(until, now + TO_COME)
     since = until - last if since is None else since
     if not (math.isfinite(since) and since < until):
         raise errors.BadRequest("the time that is asked for ends before it begins", "since must be less than until")

@@ -123,7 +123,8 @@ class JobFiles:
         if wanted == self._written:
             return
         self._written = None
-        os.makedirs(self._folder, mode=0o755, exist_ok=True)
+        os.makedirs(self._folder, exist_ok=True)
+        os.chmod(self._folder, 0o755)  # for an exporter that is not root, whatever the umask
         for name in os.listdir(self._folder):
             if name.isdecimal() and name not in wanted:
                 os.unlink(f"{self._folder}/{name}")
@@ -131,5 +132,6 @@ class JobFiles:
             part = f"{self._folder}/.{name}"
             with open(part, "w") as file:
                 file.write(text)
+                os.fchmod(file.fileno(), 0o644)
             os.replace(part, f"{self._folder}/{name}")
         self._written = wanted

@@ -25,6 +25,7 @@ CREEP_SECONDS, CREEP_POINTS = 3600.0, 12  # looked at over an hour, a point ever
 CREEP_SHARE, CREEP_DAY = 0.02, 86400.0  # grows by so much of the card in it, and would fill it within a day
 DISK_LOW, DISK_FULL = 0.10, 0.03  # of the disk that is free
 FULL_SOON, DISK_SECONDS = 86400.0, 3600.0  # by how it fell in the last hour
+OF_JOBS = ("idle", "stalled")
 CLEAR_SECONDS = 60.0  # that something is over, before it can be told again
 
 
@@ -64,6 +65,7 @@ class Judge:
         """How long a GPU may be held and do nothing, and a log be silent, before it is told. 0: it is never."""
         self._idle, self._stalled = idle_seconds, stalled_seconds
         self._lasting: dict[tuple[object, ...], _Lasting] = {}
+        self._asked: set[tuple[object, ...]] = set()  # in this look
         self._rest: dict[str, float] = {}  # UUID -> the least power that it was seen to draw, W
         self._memory: dict[tuple[int, str], list[tuple[float, int]]] = {}  # (job, GPU) -> (time, bytes)
         self._disk: list[tuple[float, int]] = []
@@ -76,6 +78,9 @@ class Judge:
         if scene.disk is not None:
             found += self._room(*scene.disk, scene.now)
         self._idle_jobs(scene)
+        for key in [key for key in self._lasting if key[0] in OF_JOBS and key not in self._asked]:
+            self._once(key, False, scene.now, 0.0)  # of a job that has the GPU no more
+        self._asked.clear()
         return found
 
     # --- one GPU ---
@@ -226,6 +231,7 @@ class Judge:
 
     def _once(self, key: tuple[object, ...], holds: bool, now: float, after: float) -> bool:
         """True the moment that something has held for so long; again only after it was over for a while."""
+        self._asked.add(key)
         lasting = self._lasting.get(key)
         if not holds:
             if lasting is not None and not lasting.told:
@@ -238,7 +244,7 @@ class Judge:
         if lasting is None or now < lasting.since:
             lasting = self._lasting[key] = _Lasting(now, lasting.told if lasting is not None else False)
         lasting.over_at = None
-        if lasting.told or now - lasting.since < after or (key[0] in ("idle", "stalled") and not after):
+        if lasting.told or now - lasting.since < after or (key[0] in OF_JOBS and not after):
             return False
         lasting.told = True
         return True

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from runner.box.gpus.frames import Frame
-from runner.box.gpus.meter import SLACK_JOULES, WATTS_MAX, Count, Step
+from runner.box.gpus.meter import PAUSE, SLACK_JOULES, WATTS_MAX, Count, Step
 from runner.box.tariff import Tariff
 from runner.model import Job, Process, Use
 
@@ -90,8 +90,10 @@ class Ledger:
             self.open(job, job.started_at or step.at)
         account = self._accounts[key]
         use = account.use
+        if use.until - step.at > PAUSE and not account.over:  # the clock went back: its time is moved there, too
+            use.since, use.until = use.since - use.until + step.at - step.seconds, step.at - step.seconds
         passed = step.at - use.until
-        if passed <= 0 or account.over:  # the clock went back, or this was before it had the GPU
+        if passed <= 0 or account.over:  # this was before it had the GPU
             return
         self._changed.add(key)
         seen = min(passed, step.seconds)

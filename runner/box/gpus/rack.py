@@ -122,7 +122,10 @@ class Rack:
 
     def save(self) -> None:
         """What the jobs that run have used up to now: what is lost, when this daemon is killed, is told as unseen."""
-        changed = self.ledger.changed()
+        active = self.ours.active
+        changed = [  # of those that are over the record is the last word
+            use for use in self.ledger.changed() if use.job in active and active[use.job].attempt == use.attempt
+        ]
         if not changed:
             return
         with suppress(DiskFull):  # later, or with their end

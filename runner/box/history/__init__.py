@@ -178,8 +178,8 @@ class History:
         try:
             if self.minutes.over:
                 self.archive.write(self.minutes.over)
-        except Problem as problem:
-            self._say(problem.message)
+        except (Problem, OSError) as error:  # the way out goes on
+            self._say(error.message if isinstance(error, Problem) else str(error))
         self._tell()
         self.archive.close()
 

@@ -266,7 +266,11 @@ class Archive:
             number = self._numbers.get(key)
             if number is None:
                 return []
-            minutes = range(int(since) // SECONDS, int(until) // SECONDS + 1)
+            first, last = connection.execute("SELECT min(place), max(place) FROM raw").fetchone()
+            if first is None:
+                return []
+            began = max(int(since) // SECONDS, first >> SUBJECT_BITS)
+            minutes = range(began, min(int(until) // SECONDS, last >> SUBJECT_BITS) + 1)
             places = json.dumps([minute << SUBJECT_BITS | number for minute in minutes])
             wanted = "SELECT place, body FROM json_each(?) JOIN raw ON place = value ORDER BY place"
             found = connection.execute(wanted, (places,)).fetchall()

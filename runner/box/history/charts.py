@@ -13,11 +13,13 @@ from typing import Any
 from runner.box.history.archive import STEPS, Row
 from runner.box.history.chunk import SECONDS, Chunk, Numbers
 from runner.box.history.columns import GAUGE, LAST, STATES, SUM, Column, Kind, reasons
+from runner.errors import BadRequest
 
 POINTS_MAX = 1000
 FINE = 3  # rows a bucket may be made of
 COST_MAX = 36_000  # of rows, times what each costs: 25 ms
 FINE_COST_MAX = 3000  # of minutes that are unpacked, times what each costs: 30 ms
+LAST_COST_MAX = 20_000  # the same, of what is kept in no other way: 200 ms
 INSIDE = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30)  # buckets that lie in one minute: cut out of it in one go
 FOREVER = 1 << 40
 
@@ -57,14 +59,22 @@ class Line:
 def plan(
     since: float, until: float, points: int, subjects: int, columns: int, begins: Mapping[int, int], last: bool = False
 ) -> Plan:
-    """begins: step -> the oldest that is kept of it. last: what is only kept second by second is asked for."""
+    """begins: step -> the oldest that is kept of it. last: what is only kept second by second is asked for; BadRequest
+    where that is too much."""
     span = max(until - since, 1.0)
     points = max(1, min(points, POINTS_MAX))
-    if _reaches(1, since, begins) and (last or (span / SECONDS + 2) * subjects * (2 + columns) <= FINE_COST_MAX):
+    each = subjects * (2 + columns)
+    cost = ((until - max(since, begins.get(1, since))) / SECONDS + 2) * each
+    if last and cost > LAST_COST_MAX:
+        raise BadRequest(
+            "that is too much at once of what is only kept second by second",
+            f"ask for {int(LAST_COST_MAX / each * SECONDS / 3600)} hours at most, or for fewer GPUs or columns",
+        )
+    if _reaches(1, since, begins) and (last or cost <= FINE_COST_MAX):
         return _buckets(1, since, until, points)
     for step in STEPS:
         rows = span / step
-        if rows <= FINE * points and rows * subjects * (2 + columns) <= COST_MAX and _reaches(step, since, begins):
+        if rows <= FINE * points and rows * each <= COST_MAX and _reaches(step, since, begins):
             return _buckets(step, since, until, points)
     return _buckets(STEPS[-1], since, until, points)
 
