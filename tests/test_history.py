@@ -296,7 +296,6 @@ def test_too_much_of_what_is_only_kept_by_the_second_is_refused_with_how_much_is
         charts.plan(0, 113 * day, 600, 8, 1, begins, last=True)
     assert "13 hours at most" in refused.value.hint
     assert charts.plan(113 * day - 12 * 3600, 113 * day, 600, 8, 1, begins, last=True).step == 1
-    assert charts.plan(0, 101 * day, 600, 1, 1, begins, last=True).step == 1, "nothing is there before"
 
 
 def test_a_question_from_the_beginning_of_time_looks_at_what_there_is(past: Past) -> None:
