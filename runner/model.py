@@ -48,6 +48,7 @@ class JobSpec:
     requeue: bool = False  # start again after a reboot
     after: list[After] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
+    secrets: list[str] = field(default_factory=list)  # names; their values are kept apart, and put in at the start
     adopts: list[int] = field(default_factory=list)  # [pid, its start in clock ticks]: not ours, only watched
     gpu_uuids: list[str] = field(default_factory=list)  # with adopts: the GPUs that it holds already
 

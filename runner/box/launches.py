@@ -46,6 +46,10 @@ def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: st
             "log_head_bytes": settings.log_head_bytes,
             "log_tail_bytes": settings.log_tail_bytes,
             "events": settings.state.events,
+            # Names, and whose; the values are not the daemon's to know.
+            "secrets": spec.secrets,
+            "uid": job.uid,
+            "vault": f"{settings.state.secrets}/{job.uid}",
             # For a unit's limits, where the engine has units:
             "cpus": spec.cpus,
             "memory_bytes": spec.memory_bytes,

@@ -44,10 +44,12 @@ from runner.box.porch import Porch, listeners
 from runner.box.prepare import Preparation
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
+from runner.box.secrets import ByLauncher, Secrets
 from runner.box.settings import SYSTEMD, Settings
 from runner.box.store import Store
 from runner.box.tokens import Tokens
 from runner.box.turns import Hints, Turns
+from runner.box.vault import Vault
 from runner.box.wishes import Wishes
 from runner.box.workers import Workers
 from runner.errors import Problem
@@ -285,6 +287,11 @@ class _Made:
 
         return until_known
 
+    def _secrets(self) -> Secrets:
+        return Secrets(
+            ByLauncher(self.engine) if isinstance(self.engine, Systemd) else Vault(self.settings.state.secrets)
+        )
+
     def _watcher(self) -> list[str]:
         """The command that waits for an adopted process, from the frozen copy: it outlives upgrades."""
         return [getattr(sys, "_base_executable", sys.executable), "-I", "-S", self.pyz, "adopt"]
@@ -300,6 +307,7 @@ class _Made:
             custody=self.custody,
             gate=Members(tokens) if self.settings.engine == SYSTEMD else Gate(tokens=tokens),
             tokens=tokens,
+            secrets=self._secrets(),
             history=self.history,
             call=self.workers.call,
             leave=end.leave,

@@ -49,6 +49,7 @@ Many at once:
 What it takes along:
   --name TEXT             how lists call it (the script's name)
   --env KEY=VALUE...      a variable; KEY alone takes its value from here
+  --secret NAME...        a variable whose value `runner secret set` put on the box
   --base                  the box's base environment, whatever the script declares
   --include PATH...       also a file that snapshots leave out, such as .env
   --max-size SIZE         send at most this much
@@ -276,6 +277,8 @@ def _wishes(given: Given) -> dict[str, Any]:
         wishes.setdefault("retries", 1)
     if texts := given.all("--env"):
         wishes["env"] = values.environment(texts, dict(os.environ))
+    if texts := given.all("--secret"):
+        wishes["secrets"] = texts
     return wishes
 
 

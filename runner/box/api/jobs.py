@@ -20,7 +20,7 @@ from runner.box.auth import Who
 from runner.box.store import Group
 from runner.box.submissions import command
 from runner.errors import nearest
-from runner.model import Attempt, Job, JobSpec, Submission, Submitted, Use
+from runner.model import Attempt, Job, JobSpec, Principal, Submission, Submitted, Use
 
 routes = APIRouter()
 
@@ -127,7 +127,7 @@ class Adoption:
 
 @routes.post("/jobs", status_code=201, response_model=Submitted)
 async def submit(here: Here, who: Who, submission: Submission, request: Request, key: Key = None) -> Response:
-    await _learn(here, submission.spec)
+    await _learn(here, who, submission.spec)
     digest = hashlib.sha256(await request.body()).hexdigest()
     made, known = here.wishes.submit(who, submission, key, digest)
     return answer(made, 200 if known else 201)
@@ -135,7 +135,7 @@ async def submit(here: Here, who: Who, submission: Submission, request: Request,
 
 @routes.post("/jobs/{job_id}/rerun", status_code=201, response_model=Submitted)
 async def rerun(here: Here, who: Who, job_id: JobId, key: Key = None) -> Response:
-    await _learn(here, here.daemon.store.spec(here.job(job_id).spec_id))
+    await _learn(here, who, here.daemon.store.spec(here.job(job_id).spec_id))
     digest = hashlib.sha256(f"rerun {job_id}".encode()).hexdigest()
     made, known = here.wishes.rerun(who, job_id, key, digest)
     return answer(made, 200 if known else 201)
@@ -148,9 +148,11 @@ async def adopt(here: Here, who: Who, wish: Adoption) -> Response:
     return answer(here.wishes.adopt(who, wish.pid), 201)
 
 
-async def _learn(here: House, spec: JobSpec) -> None:
+async def _learn(here: House, who: Principal, spec: JobSpec) -> None:
     """What the submit will then find in memory: the GPUs, and the snapshot's list of files, which can be long and is
-    read in a thread."""
+    read in a thread. And whether the secrets that it names are there."""
+    if spec.secrets:
+        await here.call(lambda: here.secrets.require(who.uid, spec.secrets))
     if spec.gpus or spec.gpu_type or spec.gpu_memory_bytes:
         await here.gpus_known()
     if spec.snapshot is not None and not here.recipes.knows(spec):
