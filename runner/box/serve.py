@@ -302,6 +302,7 @@ class _Made:
             daemon=self.daemon,
             wishes=Wishes(self.daemon, self.recipes.environment, turns.wake, self._watcher()),
             blobs=self.blobs,
+            environments=self.environments,
             recipes=self.recipes,
             retention=Retention(self.daemon, self.blobs, self.environments, self.custody, self.workers.call),
             custody=self.custody,

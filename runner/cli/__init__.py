@@ -38,6 +38,7 @@ COMMANDS = {
         "box": ("boxes", "box", "the boxes you can use; add one over ssh"),
         "token": ("token", "token", "the keys with which laptops come to a box"),
         "secret": ("secret", "secret", "keys for your jobs, in their environment only"),
+        "env": ("env", "env", "the environments that were built for jobs"),
         "drain": ("box", "drain", "let running jobs end and start no others"),
         "clean": ("box", "clean", "remove old logs, code and fetched outputs"),
         "serve": ("box", "serve", "run the box's daemon in this terminal, or stop it"),

@@ -18,6 +18,7 @@ from runner.box.auth import Gate
 from runner.box.code import Blobs
 from runner.box.custody import Custody
 from runner.box.daemon import Daemon
+from runner.box.envs import Environments
 from runner.box.history import History
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
@@ -50,6 +51,7 @@ class House:
     daemon: Daemon
     wishes: Wishes
     blobs: Blobs
+    environments: Environments
     recipes: Recipes
     retention: Retention
     custody: Custody
