@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from runner.box.engines.systemd import Systemd
-from runner.box.vault import NAME, VALUE_MAX
+from runner.box.vault import NAME, VALUE_MAX, Vault
 from runner.errors import BadRequest, DiskFull, NotFound, Problem
 from runner.files import DISK_FULL
+from runner.paths import StateDir
 
 RESERVED = re.compile(r"RUNNER_|CUDA_VISIBLE_DEVICES\Z|CUDA_DEVICE_ORDER\Z")  # variables that the box sets itself
 LOOK = "`journalctl -u gpubox-launcher` on the box may say more"
@@ -85,6 +86,11 @@ class Secrets:
             check_name(name)
             if name not in known:
                 raise BadRequest(f"the secret {name} is not set on this box", f"`runner secret set {name}`")
+
+
+def kept(engine: object, state: StateDir) -> Secrets:
+    """Those of a box, by what runs its jobs."""
+    return Secrets(ByLauncher(engine) if isinstance(engine, Systemd) else Vault(state.secrets))
 
 
 def check_name(name: str) -> None:

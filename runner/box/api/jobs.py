@@ -156,6 +156,7 @@ async def _learn(here: House, who: Principal, spec: JobSpec) -> None:
     if spec.gpus or spec.gpu_type or spec.gpu_memory_bytes:
         await here.gpus_known()
     if spec.snapshot is not None and not here.recipes.knows(spec):
+        await here.gpus_known()  # their driver decides about wheels
         await here.call(lambda: here.recipes.environment(spec))
 
 

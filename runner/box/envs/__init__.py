@@ -10,13 +10,14 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from runner import errors, files
 from runner.box.envs.builder import Builder
 from runner.box.envs.recipe import EnvironmentFailed, Kind, Read, Recipe, interpreter
 from runner.box.envs.uv import Uv
+from runner.box.envs.wheels import Driver
 
 __all__ = ["EnvironmentFailed", "Environments", "Kind", "Read", "Recipe", "choose", "interpreter"]
 
@@ -24,14 +25,14 @@ READY = "ready"
 WAIT_STEP = 0.05
 
 
-def choose(read: Read, script: str | None, wanted: str, base_python: str) -> Recipe | None:
-    """The environment that a snapshot asks for; None: the box's base environment."""
+def choose(read: Read, script: str | None, wanted: str, base_python: str, chosen: str = "") -> Recipe | None:
+    """The environment that a snapshot asks for; None: the box's base environment. chosen: of wheels.CHOICES."""
     if wanted == "base":
         return None
     if wanted != "auto":
         raise errors.BadRequest(f"no environment is called {wanted}", "auto or base")
     kinds: list[Kind] = [Uv(base_python)]
-    return next((recipe for kind in kinds if (recipe := kind.recipe(read, script))), None)
+    return next((recipe for kind in kinds if (recipe := kind.recipe(read, script, chosen))), None)
 
 
 class Environments:
@@ -42,11 +43,12 @@ class Environments:
         uv: str | None = None,
         time_limit: float = 3600.0,
         builder: Builder | None = None,
+        driver: Callable[[], Driver | None] = lambda: None,
     ) -> None:
-        """builder: who runs what builds, and removes it; unless it is named, we ourselves."""
+        """builder: who runs what builds, and removes it; unless it is named, we ourselves. driver: that of the GPUs."""
         self.directory = directory
         self.builder = builder or Builder()
-        self.kinds: dict[str, Kind] = {"uv": Uv(base_python, uv, time_limit, self.builder)}
+        self.kinds: dict[str, Kind] = {"uv": Uv(base_python, uv, time_limit, self.builder, driver)}
         self.time_limit = time_limit
         os.makedirs(directory, 0o700, exist_ok=True)
 
