@@ -86,7 +86,7 @@ TOO_SLOW_AT_START = (
     "shutil", "logging", "inspect", "re", "enum", "runner.model", "runner.files",
 )  # fmt: skip
 # Modules of the laptop that few commands load, and those late: what is above is the least that they cost.
-LATE = ("runner.laptop.link", "runner.laptop.keeper")
+LATE = ("runner.laptop.link", "runner.laptop.keeper", "runner.laptop.session")
 
 
 class Import(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pwd
+from typing import Any
 
 from runner.box.engines import Launch
 from runner.box.settings import Settings
@@ -87,6 +88,17 @@ def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: s
     if job.array_index is not None:
         made["RUNNER_ARRAY_INDEX"] = str(job.array_index)
     return made | {f"RUNNER_PARAM_{name}": value for name, value in job.params.items()}
+
+
+def surroundings(
+    job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: str, gpus: str
+) -> tuple[dict[str, str], str]:
+    """(variables, folder) for who wants to look around in a job's environment as themselves: without what says who the
+    job is, without its secrets, and without the name by which it is found and ended."""
+    made: Any = launch(job, spec, settings, box_id, bin_dir, gpus).spec
+    left_out = ("HOME", "USER", "LOGNAME", "SHELL", LAUNCH_VARIABLE)
+    folder = made["directory"] if os.path.isdir(made["directory"]) else settings.state.job(job.id).out
+    return {name: value for name, value in made["env"].items() if name not in left_out}, folder
 
 
 @functools.cache

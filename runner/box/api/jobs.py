@@ -14,7 +14,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from runner import errors, words
-from runner.box import listing
+from runner.box import launches, listing
 from runner.box.api.house import Here, House, JobId, answer, checked, expanded
 from runner.box.auth import Who
 from runner.box.store import Group
@@ -76,6 +76,12 @@ class Why:
     id: int
     state: str
     why: str
+
+
+@dataclass
+class Surroundings:
+    variables: dict[str, str]
+    directory: str
 
 
 @dataclass
@@ -301,6 +307,16 @@ def _on_disk(here: House, job: Job) -> dict[str, Any]:
 async def why(here: Here, job_id: JobId) -> Response:
     job = here.job(job_id)
     return answer({"id": job.id, "state": job.state, "why": here.wishes.why(job)})
+
+
+@routes.get("/jobs/{job_id}/surroundings", response_model=Surroundings)
+async def surroundings(here: Here, job_id: JobId) -> Response:
+    """What a command needs to run as the job's would. NotFound: its environment is not there."""
+    job, daemon = here.job(job_id), here.daemon
+    spec = daemon.store.spec(job.spec_id)
+    programs, gpus = daemon.bin_dir(job.environment), daemon.gpus.visible(job, spec.gpu_ids)
+    variables, folder = launches.surroundings(job, spec, daemon.settings, daemon.store.box_id, programs, gpus)
+    return answer(Surroundings(variables, folder))
 
 
 @routes.get("/groups/{group}", response_model=Counted)
