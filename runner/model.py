@@ -32,7 +32,7 @@ class JobSpec:
     directory: str = ""  # where to run, relative to the project's root
     project: str = ""  # the project's root on the computer that submitted
     snapshot: str | None = None  # sha256 of the manifest; None: no files
-    environment: str = "auto"  # auto | base
+    environment: str = "auto"  # auto | base | conda:<name>
     cpus: int = 1
     memory_bytes: int = 0  # 0: not declared
     gpus: int = 0

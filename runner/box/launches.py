@@ -8,6 +8,7 @@ import pwd
 from typing import Any
 
 from runner.box.engines import Launch
+from runner.box.envs import conda
 from runner.box.settings import Settings
 from runner.box.submissions import command
 from runner.job.processes import LAUNCH_VARIABLE
@@ -38,7 +39,7 @@ def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: st
         key=(job.id, job.attempt),
         launch_id=ours,
         spec={
-            "argv": command(spec.command, job.params),
+            "argv": conda.activated(os.path.dirname(bin_dir), command(spec.command, job.params)),
             "directory": work.rstrip("/"),
             "env": variables(job, spec, settings, ours, bin_dir) | {"CUDA_VISIBLE_DEVICES": gpus},
             "time_limit": spec.time_limit,
@@ -75,6 +76,7 @@ def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: s
     made |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if os.path.exists(f"{os.path.dirname(bin_dir)}/pyvenv.cfg"):
         made["VIRTUAL_ENV"] = os.path.dirname(bin_dir)
+    made |= conda.variables(os.path.dirname(bin_dir))
     made |= spec.env
     made |= {
         "RUNNER_JOB_ID": str(job.id),

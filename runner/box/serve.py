@@ -30,6 +30,7 @@ from runner.box.engines.plain import Plain
 from runner.box.engines.systemd import Systemd
 from runner.box.envs import Environments
 from runner.box.envs.builder import Builder
+from runner.box.envs.conda import Conda
 from runner.box.envs.unit import UnitBuilder
 from runner.box.envs.wheels import Driver
 from runner.box.frozen import Parents, freeze
@@ -186,10 +187,11 @@ class _Made:
         self.blobs = Blobs(state.blobs)
         self.trees = Trees(state.trees, self.blobs, self.custody.hand_over, self.custody.remove)
         limit = chosen.build_minutes * 60
+        conda = Conda(chosen.conda_folders)
         self.environments = Environments(
-            state.envs, chosen.base_python, time_limit=limit, builder=builder, driver=self._driver
+            state.envs, chosen.base_python, time_limit=limit, builder=builder, driver=self._driver, conda=conda
         )
-        self.recipes = Recipes(self.blobs, chosen.base_python, self._driver)
+        self.recipes = Recipes(self.blobs, chosen.base_python, self._driver, conda)
         self.base_bin = premises.base_bin(chosen)
         self.daemon = Daemon(chosen, self.store, self.engine, self._preparation(), self._bin_dir, diary.write)
         self.daemon.recover()

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from runner import words
+from runner.box.envs import conda
 from runner.box.gpus import placement
 from runner.box.gpus.placement import Card
 from runner.box.schedule import exceeds
@@ -126,8 +127,8 @@ def _check_names(spec: JobSpec) -> None:
         check_name(name)
         if name in spec.env or spec.secrets.count(name) > 1:
             raise BadRequest(f"{name} is given twice", "by --secret or by --env, once")
-    if spec.environment not in ("auto", "base"):
-        raise BadRequest(f"there is no environment {spec.environment!r}", "`auto` or `base`")
+    if spec.environment not in ("auto", "base") and conda.asked(spec.environment) is None:
+        raise BadRequest(f"there is no environment {spec.environment!r}", "`auto`, `base` or `conda:NAME`")
 
 
 def expand(submission: Submission) -> tuple[list[int | None], list[dict[str, str]]]:
