@@ -32,7 +32,7 @@ class JobSpec:
     directory: str = ""  # where to run, relative to the project's root
     project: str = ""  # the project's root on the computer that submitted
     snapshot: str | None = None  # sha256 of the manifest; None: no files
-    environment: str = "auto"  # auto | base
+    environment: str = "auto"  # auto | base | conda:<name>
     cpus: int = 1
     memory_bytes: int = 0  # 0: not declared
     gpus: int = 0
@@ -48,6 +48,7 @@ class JobSpec:
     requeue: bool = False  # start again after a reboot
     after: list[After] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
+    secrets: list[str] = field(default_factory=list)  # names; their values are kept apart, and put in at the start
     adopts: list[int] = field(default_factory=list)  # [pid, its start in clock ticks]: not ours, only watched
     gpu_uuids: list[str] = field(default_factory=list)  # with adopts: the GPUs that it holds already
 

@@ -104,6 +104,10 @@ class StateDir(str):
         return f"{self}/builds"  # builds/<environment>: its build as an attempt, on a provisioned box
 
     @property
+    def secrets(self) -> str:
+        return f"{self}/secrets"  # <uid>/<NAME>, of an embedded box; on a provisioned one they are root's, elsewhere
+
+    @property
     def supervisor(self) -> str:
         return f"{self}/supervisor"  # <sha256>.pyz: frozen copies of the supervisor
 

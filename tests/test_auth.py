@@ -120,11 +120,12 @@ NOTHING_ASKED = {"ids": [1], "priority": 1, "on": True, "pid": 1, "spec": {"comm
 THEIRS_IS_CLOSED = {
     "POST /jobs/cancel", "POST /jobs/hold", "POST /jobs/release", "POST /jobs/priority", "POST /jobs/1/fetched",
     "POST /box/drain", "POST /box/clean", "POST /box/stop", "POST /box/restart", "POST /gpus/1/drain",
-    "POST /gpus/1/forget",
+    "POST /gpus/1/forget", "POST /environments/prune",
 }  # fmt: skip
 OPEN_TO_MEMBERS = {
     "POST /jobs", "POST /jobs/1/rerun", "POST /jobs/adopt", "POST /snapshots", "POST /blobs", "POST /tokens",
     "POST /notices/seen",
+    "PUT /secrets/1", "DELETE /secrets/1",  # of their own
     "DELETE /tokens/1",  # which is not there, for them
 }  # fmt: skip
 CHANGES = [(method, path) for method, path in ROUTES if method not in ("GET", "HEAD")]

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,10 +25,11 @@ from hypothesis import strategies as st
 from tools import need_root, wait_until
 
 from runner import files
-from runner.box import launcher
+from runner.box import launcher, units, vault
 from runner.box.engines import Stop
 from runner.box.engines.systemd import Systemd
-from runner.box.launcher import Config, Limits, Refusal
+from runner.box.launcher import Config
+from runner.box.units import Limits, Refusal
 from runner.model import Resources
 from runner.paths import StateDir
 
@@ -45,14 +47,22 @@ def config(tmp_path: Path) -> Config:
     state = StateDir(tmp_path / "state")
     for folder in (state, state.jobs, state.trees, state.envs, state.builds):
         os.mkdir(folder, 0o711)
-    return Config(os.getuid(), me, state, "/usr/bin/python3", "/usr/lib/s.pyz", ("/home/jobs", "/srv/data"))  # type: ignore[arg-type]
+    return Config(
+        os.getuid(),
+        me,
+        state,
+        "/usr/bin/python3",
+        "/usr/lib/s.pyz",
+        ("/home/jobs", "/srv/data"),
+        str(tmp_path / "secrets"),
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The command lines that would have been run."""
     caught: list[list[str]] = []
-    monkeypatch.setattr(launcher, "_run", lambda arguments: caught.append(list(arguments)))
+    monkeypatch.setattr(launcher, "run", lambda arguments: caught.append(list(arguments)))
     return caught
 
 
@@ -136,6 +146,103 @@ def test_only_the_daemon_and_root_are_heard(
     assert ran == []
 
 
+# --- secrets ---
+
+
+@settings(hostile, max_examples=25)
+@given(
+    st.one_of(
+        st.from_regex(vault.REQUEST, fullmatch=True),
+        st.from_regex(vault.REQUEST),
+        st.tuples(
+            st.sampled_from([b"set-secret", b"list-secrets", b"remove-secret", b"get-secret", b"set-secrets"]),
+            st.sampled_from([b"0", b"7", b"00", b"-1", b"4294967294", b"4294967295", b"99999999999", b"a", b"."]),
+            st.sampled_from(
+                [b"A", b"A/B", b"..", b"../7/KEY", b"", b"A" * 65, b"\xc3\xa4", b"KEY\0", b"KEY\n", b"/etc/x"]
+            ),
+            st.one_of(st.binary(max_size=40), st.sampled_from([b"x" * vault.VALUE_MAX, b"x" * (vault.VALUE_MAX + 1)])),
+        ).map(lambda parts: parts[0] + b" " + parts[1] + b" " + parts[2] + b"\n" + parts[3]),
+    )
+)
+def test_a_hostile_daemon_reads_no_secret_and_writes_nowhere_else(
+    config: Config, tmp_path: Path, packet: bytes
+) -> None:
+    kept = vault.Vault(config.secrets)
+    if kept.values(7, ["KEY"]) != {"KEY": "canary-4711"}:
+        kept.put(7, "KEY", b"canary-4711")
+    around = _names_below(tmp_path) - _names_below(Path(config.secrets))
+    said = ask(config, packet)
+    assert "canary" not in said
+    asked = vault.REQUEST.fullmatch(packet[: launcher.REQUEST_MAX])
+    assert said.startswith("ok") <= (asked is not None)
+    assert _names_below(tmp_path) - _names_below(Path(config.secrets)) == around
+    for path in _names_below(Path(config.secrets)):
+        inside = path.relative_to(config.secrets).parts
+        assert re.fullmatch(r"\d{1,10}", inside[0])
+        assert len(inside) == 1 or (len(inside) == 2 and re.fullmatch(vault.NAME, inside[1]))
+        assert path.lstat().st_mode & 0o077 == 0
+    if asked is None:
+        assert kept.values(7, ["KEY"]) == {"KEY": "canary-4711"}
+
+
+def _names_below(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_a_box_without_a_folder_for_secrets_keeps_none(config: Config) -> None:
+    assert ask(replace(config, secrets=""), b"list-secrets 1").startswith("no this box keeps no secrets")
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o710, 0o701])
+def test_a_folder_that_others_may_enter_holds_no_secret(config: Config, mode: int) -> None:
+    os.mkdir(config.secrets, 0o700)
+    os.chmod(config.secrets, mode)
+    assert "not its owner's alone" in ask(config, b"set-secret 7 KEY\ncanary-4711")
+    assert os.listdir(config.secrets) == []
+
+
+def test_a_jobs_secrets_are_its_users_in_memory_and_only_those_named(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+
+    def see(arguments: list[str]) -> None:
+        (source,) = (word for word in arguments if word.startswith("--property=StandardInput=file:"))
+        assert "canary" not in " ".join(arguments)
+        assert "--no-block" not in arguments, "it must be open before it is gone"
+        path = source.partition("file:")[2]
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        read.append(json.loads(Path(path).read_text()))
+
+    monkeypatch.setattr(launcher, "run", see)
+    kept = vault.Vault(config.secrets)
+    kept.put(7, "KEY", b"canary-7")
+    kept.put(7, "OTHER", b"canary-other")
+    kept.put(8, "KEY", b"canary-8")
+    for uid in (7, 8, 9):
+        an_attempt(config, {**SPEC, "secrets": ["KEY"], "uid": uid})
+        assert ask(config, b"start 1 1") == "ok"
+    assert read == [{"KEY": "canary-7"}, {"KEY": "canary-8"}, {}]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"secrets": ["KEY"]}, {"secrets": ["KEY"], "uid": "7"}, {"secrets": ["KEY"], "uid": True},
+        {"secrets": ["../7/KEY"], "uid": 8}, {"secrets": "KEY", "uid": 7}, {"secrets": [7], "uid": 7},
+        {"secrets": ["KEY"] * 65, "uid": 7}, {"secrets": ["KEY"], "uid": -1}, {"secrets": ["KEY"], "uid": 2**32},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_spec_that_names_secrets_wrongly_starts_nothing(
+    config: Config, ran: list[list[str]], spec: dict[str, object]
+) -> None:
+    vault.Vault(config.secrets).put(7, "KEY", b"canary-4711")
+    an_attempt(config, {**SPEC, **spec})
+    assert ask(config, b"start 1 1").startswith("no ")
+    assert ran == []
+
+
 # --- what is written ---
 
 VALUES = st.recursive(
@@ -143,11 +250,28 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(), inner, max_size=4)),
     max_leaves=8,
 )
-KEYS = st.sampled_from(["memory_bytes", "cpus", "gpus", "grace", "User", "uid", "properties", "unit", "argv", "run_as"])
+KEYS = st.sampled_from(
+    [
+        "secrets",
+        "uid",
+        "vault",
+        "memory_bytes",
+        "cpus",
+        "gpus",
+        "grace",
+        "User",
+        "uid",
+        "properties",
+        "unit",
+        "argv",
+        "run_as",
+    ]
+)
 FREE = {  # what a spec decides of a unit, and what it can say
     "CPUWeight": r"[1-9]\d{2,4}",
     "MemoryMax": r"[1-9]\d*",
     "TimeoutStopSec": r"\d{1,3}",
+    "StandardInput": r"null|file:/proc/\d+/fd/\d+",
     "DeviceAllow": r"/dev/nvidia(\d+|ctl|-uvm|-uvm-tools) rw",
 }
 
@@ -174,7 +298,8 @@ def test_whatever_a_spec_says_a_unit_is_the_templates(config: Config, ran: list[
     assert [pair for pair in properties(unusual) if pair[0] not in FREE] == fixed
     for name, value in properties(unusual):
         assert name not in FREE or re.fullmatch(FREE[name], value), (name, value)
-    rest = [[word for word in words if not word.startswith("--property=")] for words in ran]
+    free = ("--property=", "--no-block")
+    rest = [[word for word in words if not word.startswith(free)] for words in ran]
     assert rest[0] == rest[1]
     assert rest[1][-6:] == [
         config.python, "-I", "-S", config.supervisor, config.state.job(1).attempt(1), str(config.jobs.uid)
@@ -322,10 +447,10 @@ def driver(tmp_path: Path) -> str:
 
 def test_a_job_gets_the_files_of_its_gpus_by_their_minors(driver: str) -> None:
     shared = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
-    assert launcher.devices([GPU], driver) == ["/dev/nvidia3", *shared]
-    assert launcher.devices([], "/nowhere") == []
+    assert units.devices([GPU], driver) == ["/dev/nvidia3", *shared]
+    assert units.devices([], "/nowhere") == []
     with pytest.raises(Refusal):
-        launcher.devices([GPU.replace("0123", "9999")], driver)
+        units.devices([GPU.replace("0123", "9999")], driver)
 
 
 def test_stopping_kills_what_is_in_the_unit_and_names_what_stays(

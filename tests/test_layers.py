@@ -33,10 +33,19 @@ MAY_IMPORT = {
         "ends what a killed supervisor left behind as the supervisor would have done it",
     ),
     "runner.box.launcher": (
-        ("runner.job.account", "runner.files", "runner.paths", "runner.box.reader"),
-        "it is root: what it imports is root's code too, so besides itself only how to stop being root; "
-        "and, when it is that no more, the reader",
+        (
+            "runner.job.account",
+            "runner.files",
+            "runner.paths",
+            "runner.box.reader",
+            "runner.box.units",
+            "runner.box.vault",
+        ),
+        "it is root: what it imports is root's code too, so besides itself only how to stop being root, what a unit is "
+        "told, and the secrets; and, when it is root no more, the reader",
     ),
+    "runner.box.units": ((), "it is root's code, too"),
+    "runner.box.vault": (("runner.files",), "it is root's code, too"),
     "runner.laptop": (
         ("runner.laptop", *WORDS),
         "a laptop installs no box: the API is all that they share",
@@ -77,7 +86,7 @@ TOO_SLOW_AT_START = (
     "shutil", "logging", "inspect", "re", "enum", "runner.model", "runner.files",
 )  # fmt: skip
 # Modules of the laptop that few commands load, and those late: what is above is the least that they cost.
-LATE = ("runner.laptop.link", "runner.laptop.keeper")
+LATE = ("runner.laptop.link", "runner.laptop.keeper", "runner.laptop.session")
 
 
 class Import(NamedTuple):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import pty
 import random
 import select
+import shlex
+import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import termios
@@ -25,6 +29,7 @@ import sshd
 import tools
 import wire
 from sshd import Laptop, Sshd
+from tools import wait_until
 
 from runner.box.certificate import Certificate
 from runner.cli import boxes as cli_boxes
@@ -627,3 +632,83 @@ def test_what_is_cut_again_and_again_arrives_whole(added: House) -> None:
     assert (folder / "numbers").read_bytes() == log.stdout
     assert (folder / "more/sorted").read_text().split() == sorted(map(str, range(1, 90_001)))
     assert not list(folder.glob(".runner-pull-*"))
+
+
+# --- inside ---
+
+
+@pytest.fixture
+def job(added: House) -> Iterator[str]:
+    """One that runs, and serves its number of a job at a port that it names."""
+    serve = (
+        "import os, socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
+        "while True:\n    c = s.accept()[0]; c.sendall(c.recv(9) + os.environ['RUNNER_JOB_ID'].encode()); c.close()"
+    )
+    name = added.laptop.run("submit", "-d", "--env", "LR=0.1", *JOB, sys.executable, "-c", serve).strip()
+    wait_until(lambda: added.laptop.run("logs", name), 20)
+    yield name
+    added.laptop.run("cancel", "--grace", "0", name)
+
+
+def test_a_command_runs_in_a_jobs_environment_over_ssh(added: House, job: str) -> None:
+    done = added.laptop.call("exec", job, "sh", "-c", "pwd; echo $LR $RUNNER_JOB_ID; echo ill >&2; exit 7")
+    folder = added.box.state.job(int(job)).out
+    assert (done.stdout.split(), done.stderr, done.returncode) == ([folder, "0.1", job], "ill\n", 7)
+    piped = subprocess.run(
+        [sys.executable, "-P", "-m", "runner", "exec", job, "sha256sum"], input=b"x" * 3_000_000, env=added.laptop.env,
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert piped.stdout.split()[0].decode() == hashlib.sha256(b"x" * 3_000_000).hexdigest(), piped.stderr
+    cut = f"{shlex.join([sys.executable, '-P', '-m', 'runner'])} exec {job} yes | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", cut], capture_output=True, text=True, env=added.laptop.env, timeout=60)
+    assert done.stdout.split() == ["y", "141"]
+    gone = added.laptop.call("exec", job, "no-such-program")
+    assert gone.returncode == 127
+    added.target.stop()
+    try:
+        lost = added.laptop.call("exec", job, "true", GPUBOX_WAY="direct")
+        assert lost.returncode == 69
+    finally:
+        added.target.start()
+
+
+def test_a_shell_has_this_terminal_and_its_size(added: House, job: str) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 33, 77, 0, 0))
+    before = termios.tcgetattr(theirs)
+    shell = subprocess.Popen(
+        [sys.executable, "-P", "-m", "runner", "shell", job], stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**added.laptop.env, "TERM": "xterm"}, start_new_session=True,
+    )  # fmt: skip
+    os.write(ours, b"stty size; echo job-$((RUNNER_JOB_ID + 1000)); exit 5\n")  # ahead of its first prompt
+    said, wanted = b"", f"job-{int(job) + 1000}".encode()
+    try:
+        while wanted not in said and select.select([ours], [], [], 20)[0]:
+            said += os.read(ours, 4096)
+        assert b"33 77" in said
+        assert wanted in said
+        assert shell.wait(20) == 5
+        assert termios.tcgetattr(theirs) == before, "the terminal is as it was"
+    finally:
+        shell.kill()
+        shell.wait(20)
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_port_of_a_job_is_here_and_for_us_alone(added: House, job: str) -> None:
+    there = added.laptop.run("logs", job).strip()
+    command = [sys.executable, "-P", "-m", "runner", "port", "--local", "0", job, there]
+    forward = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=added.laptop.env)
+    assert forward.stderr is not None
+    try:
+        said = forward.stderr.readline()
+        here = int(said.split("127.0.0.1:")[1].split()[0])
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", here), 20) as sock:
+                sock.sendall(b"hi ")
+                assert sock.makefile("rb").read() == f"hi {job}".encode()
+    finally:
+        forward.send_signal(signal.SIGINT)
+        assert forward.wait(20) == 0
+        forward.stderr.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -351,3 +352,37 @@ def test_units_are_closed_as_far_as_they_can_be(
     figure(said.strip().splitlines()[-1].removeprefix("→ "))
     score = float(re.findall(r"Overall exposure level for \S+: ([\d.]+)", said)[0])
     assert score <= EXPOSURE[unit]
+
+
+# --- secrets ---
+
+
+def test_a_secret_is_in_its_jobs_environment_and_out_of_the_daemons_reach(
+    engine: Remote, state: StateDir, place: box.Box
+) -> None:
+    canary = "canary-4711"
+    assert engine.packet(f"set-secret 1000 KEY\n{canary}") == "ok"
+    assert engine.packet("list-secrets 1000").startswith("ok KEY=")
+    assert engine.packet("get-secret 1000 KEY") == engine.packet("read-secrets 1000") == "no this is no request"
+    assert place.run("stat -c '%a %U' /var/lib/gpubox-secrets").split() == ["700", "root"]
+    script = "echo ${#KEY} $(printf %s $KEY | sha256sum); readlink /proc/$$/fd/0; exec sleep 600"
+    running(engine, state, "sh", "-c", script, secrets=["KEY"], uid=1000)
+    said = wait_until(lambda: re.search(r"(.*)\n(/dev/null)\n", engine.read(f"{state.job(1).attempt(1)}/log")))
+    assert said[1].split()[:2] == [str(len(canary)), hashlib.sha256(canary.encode()).hexdigest()]  # type: ignore[index]
+    supervisor = see(engine).supervisor
+    vault, proc = "/var/lib/gpubox-secrets", f"/proc/{supervisor}"
+    tries = (f"cat {proc}/environ", f"cat {proc}/fd/0", f"head -c 1 {proc}/mem", f"cat {proc}/maps", f"ls {vault}",
+             f"cat {vault}/1000/KEY")  # fmt: skip
+    tried = "; ".join(f"({one}) >/dev/null 2>&1 && echo DONE {one}" for one in tries)
+    assert as_daemon(place, f"{tried}; true") == ""
+    shown = place.run(
+        "systemctl show gpubox-job-1-1.service; cat /proc/[0-9]*/cmdline | tr '\\0' ' '; journalctl -o export"
+    )
+    assert canary not in shown
+    found = place.run("grep -rlsF --file=- /var /etc /run /tmp /srv || true", text=canary).split()
+    assert found == ["/var/lib/gpubox-secrets/1000/KEY"]
+    engine.start([a_launch(state, ["true"], 2, secrets=["KEY"], uid=1001)])
+    end = ended(engine, 2).exit
+    assert end is not None
+    assert (end.reason, end.detail) == ("cannot_exec", "A secret of this job is no longer set: KEY")
+    assert engine.packet("remove-secret 1000 KEY") == "ok removed"

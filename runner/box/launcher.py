@@ -8,12 +8,16 @@ The daemon (user gpubox) spawns nothing. It asks here, one packet a connection, 
     read-outputs JOB ATTEMPT  "ok" with a socket to a reader (reader.py) of the job's outputs, who is the jobs' user
     remove JOB ATTEMPT        delete what the daemon has hidden of the job: trees/.gone-JOB-*, jobs/JOB/.gone-*
     build-env ENVIRONMENT     run the build described in builds/ENVIRONMENT as an attempt is run
+    set-secret UID NAME       and a line end and the value: keep a user's secret (vault.py); "ok"
+    remove-secret UID NAME    "ok removed", or "ok none"
+    list-secrets UID          "ok", and NAME=TIME of each; no request is answered with a value
 
 A daemon that was taken over can ask for nothing else. Who jobs run as, the interpreter, the supervisor and the writable
 folders come from a configuration that belongs to root (/etc/gpubox/launcher.toml). No path comes over the wire: numbers
 do, and each folder below the state is opened from the one above it, follows no link, and must have the right owner. Of
-what the daemon writes, only numbers and names of GPUs are read, and checked. The properties of a unit are `template`.
-What root does below the daemon's folders is: make an empty folder, and give away what is the daemon's own.
+what the daemon writes, only numbers and names of GPUs and secrets are read, and checked. The properties of a unit are
+`template` (units.py). What root does below the daemon's folders is: make an empty folder, and give away what is the
+daemon's own.
 """
 
 from __future__ import annotations
@@ -27,15 +31,16 @@ import signal
 import socket
 import stat
 import struct
-import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.box import vault
+from runner.box.units import ENVIRONMENT, NOTHING, SLICE, Limits, Refusal, command, devices, run, template, unit_name
 from runner.job.account import Account
 from runner.paths import LAUNCHER_CONFIG, StateDir
 
@@ -43,22 +48,14 @@ AT_ONCE = 32  # connections; the daemon needs a few
 PATIENCE = 30  # seconds for a request, the deletion of an output folder excepted
 KILL_WAIT = 0.2  # seconds that `stop` waits for what it killed
 SPEC_MAX = 8 << 20  # bytes of a spec: it holds the job's environment variables
-REQUEST_MAX = 128
-SLICE = "gpubox-jobs.slice"
+REQUEST_MAX = vault.PACKET_MAX
 CGROUPS = f"/sys/fs/cgroup/gpubox.slice/{SLICE}"
-NVIDIA = "/proc/driver/nvidia/gpus"
 HIDDEN = ".gone-"
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}  # of the programs that are run here
 REQUEST = re.compile(
     rb"(start|stop|make-tree|read-outputs|remove) ([1-9][0-9]{0,14}) ([1-9][0-9]{0,8})|(build-env) ([0-9a-f]{16})"
 )
 PATH = re.compile(r"(/[A-Za-z0-9_.+-]+)+")
-GPU = re.compile(r"GPU-[0-9a-f-]{8,40}")
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Refusal(Exception):
-    """What was asked for is not done; the words go to the daemon's log."""
 
 
 # --- the configuration: root's own -----------------------------------------------------------------------------------
@@ -72,6 +69,16 @@ class Config:
     python: str  # of the supervisors
     supervisor: str  # their frozen copy
     writable: tuple[str, ...] = ()  # folders that jobs may write to, beside their own
+    secrets: str = ""  # the folder of people's secrets, root's alone; empty: none are kept
+
+    def vault(self) -> vault.Vault:
+        if not self.secrets:
+            raise Refusal(f"this box keeps no secrets: {LAUNCHER_CONFIG} names no folder for them")
+        return vault.Vault(self.secrets)
+
+    def supervise(self, directory: str) -> list[str]:
+        """The command of a supervisor."""
+        return [self.python, "-I", "-S", self.supervisor, directory, str(self.jobs.uid)]
 
 
 def load(path: str = LAUNCHER_CONFIG) -> Config:
@@ -82,17 +89,17 @@ def load(path: str = LAUNCHER_CONFIG) -> Config:
             values = tomllib.load(file)
         daemon, jobs = Account.named(values.pop("daemon")), Account.named(values.pop("jobs"))
         state, python, supervisor = (values.pop(name) for name in ("state", "python", "supervisor"))
-        writable = [jobs.variables["HOME"], *values.pop("writable", [])]
+        writable, kept = [jobs.variables["HOME"], *values.pop("writable", [])], values.pop("secrets", "")
         if values or daemon.uid == jobs.uid:
             raise ValueError(f"it also says {', '.join(values)}" if values else "daemon and jobs are the same user")
-        for place in (state, python, supervisor, *writable):
+        for place in (state, python, supervisor, *writable, *([kept] if kept else [])):
             if not PATH.fullmatch(place) or "." in place.split("/") or ".." in place.split("/"):
                 raise ValueError(f"{place!r} is no absolute, plain path")
-        for place in (os.path.dirname(state), python, supervisor):
+        for place in (os.path.dirname(state), python, supervisor, os.path.dirname(kept) or "/"):
             _roots_own(place)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise Refusal(f"{path}: {type(error).__name__}: {error}") from error
-    return Config(daemon.uid, jobs, StateDir(state), python, supervisor, tuple(writable))
+    return Config(daemon.uid, jobs, StateDir(state), python, supervisor, tuple(writable), kept)
 
 
 def _roots_own(path: str) -> None:
@@ -166,106 +173,20 @@ def _give(fd: int, config: Config) -> None:
         os.close(fd)
 
 
-# --- units -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a unit is told of its job."""
-
-    memory_bytes: int = 0  # 0: not declared
-    cpus: int = 1
-    grace: int = 30
-    gpus: tuple[str, ...] = ()  # UUIDs
-
-    @classmethod
-    def of(cls, spec: dict[str, object]) -> Limits:
-        said = spec.get("gpus", [])
-        gpus = [one for one in said if isinstance(one, str) and GPU.fullmatch(one)] if isinstance(said, list) else []
-        if gpus != said or len(gpus) > 64:
-            raise Refusal("its spec names GPUs that are none")
-        grace = spec.get("grace", 30)
-        whole = int(grace) if isinstance(grace, float) and 0 <= grace < 1e9 else grace
-        memory = _number("memory_bytes", spec.get("memory_bytes", 0), 1 << 50)
-        cpus = _number("cpus", spec.get("cpus", 1), 4096)
-        return cls(memory, max(1, cpus), _number("grace", whole, 1 << 30), tuple(gpus))
-
-
-def _number(name: str, value: object, most: int) -> int:
-    if type(value) is not int or not 0 <= value <= most:
-        raise Refusal(f"its spec says {name} {str(value)[:40]!r}, which is no whole number from 0 to {most}")
-    return value
-
-
-def template(config: Config, title: str, limits: Limits, devices: Sequence[str], writable: Sequence[str]) -> list[str]:
-    """All that a unit of ours is told. The supervisor is the daemon's user with the three capabilities that it needs to
-    make its child the jobs' user and to end it; no program that is executed gains anything (NoNewPrivileges)."""
-    return [
-        f"Description={title}", f"Slice={SLICE}", "Type=exec", f"User={config.daemon}",
-        "AmbientCapabilities=CAP_SETUID CAP_SETGID CAP_KILL", "CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_KILL",
-        "NoNewPrivileges=yes", "UMask=0077", "StandardInput=null", "WorkingDirectory=/",
-        # What it may touch. Its network is open: training code downloads.
-        "ProtectSystem=strict", f"ReadWritePaths={' '.join(writable)}", "ProtectHome=read-only", "PrivateTmp=yes",
-        "TemporaryFileSystem=/dev/shm:mode=1777", "PrivateIPC=yes", "KeyringMode=private", "ProtectHostname=yes",
-        "ProtectKernelTunables=yes", "ProtectKernelModules=yes", "ProtectKernelLogs=yes", "ProtectControlGroups=yes",
-        "ProtectClock=yes", "RestrictNamespaces=yes", "RestrictRealtime=yes", "RestrictSUIDSGID=yes",
-        "LockPersonality=yes", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
-        "SystemCallArchitectures=native", "SystemCallErrorNumber=EPERM",
-        "SystemCallFilter=~@clock @cpu-emulation @module @mount @obsolete @raw-io @reboot @swap",
-        "DevicePolicy=closed", *(f"DeviceAllow={device} rw" for device in devices),
-        # What it may use.
-        f"CPUWeight={min(10_000, 100 * limits.cpus)}", "TasksMax=16384", "LimitMEMLOCK=infinity", "LimitCORE=0",
-        *([f"MemoryMax={limits.memory_bytes}"] if limits.memory_bytes else []),
-        "OOMPolicy=continue",  # the supervisor says what happened
-        # How it ends. The supervisor stops its job by itself; a stop of the unit is a shutdown, or an administrator's.
-        "KillMode=control-group", "SendSIGKILL=yes", f"TimeoutStopSec={min(limits.grace, 300) + 15}", "Restart=no",
-    ]  # fmt: skip
-
-
-def devices(gpus: Sequence[str], folder: str = NVIDIA) -> list[str]:
-    """The device files of GPUs, by UUID: the numbers that others show for them are not those of the files."""
-    if not gpus:
-        return []
-    minors: dict[str, str] = {}
-    for bus in os.listdir(folder):
-        with open(f"{folder}/{bus}/information") as file:
-            said = dict(line.split(":", 1) for line in file if ":" in line)
-        minors[said.get("GPU UUID", "").strip()] = said.get("Device Minor", "").strip()
-    missing = [uuid for uuid in gpus if not minors.get(uuid, "").isdecimal()]
-    if missing:
-        raise Refusal(f"the driver knows no {missing[0]}")
-    shared = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
-    return [f"/dev/nvidia{int(minors[uuid])}" for uuid in gpus] + shared
-
-
-def command(config: Config, unit: str, properties: Sequence[str], directory: str) -> list[str]:
-    """Starts a unit whose main process is the supervisor of a folder."""
-    supervisor = [config.python, "-I", "-S", config.supervisor, directory, str(config.jobs.uid)]
-    chosen = [f"--property={line}" for line in properties]
-    return ["/usr/bin/systemd-run", "--quiet", "--collect", "--no-block", "--no-ask-password", f"--unit={unit}",
-            *chosen, "--", *supervisor]  # fmt: skip
-
-
-def _run(arguments: Sequence[str]) -> None:
-    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=ENVIRONMENT)
-    if done.returncode != 0:
-        raise Refusal(done.stderr.strip()[-400:] or f"systemd-run ended with code {done.returncode}")
-
-
-def unit_name(job: str, attempt: str) -> str:
-    return f"gpubox-job-{job}-{attempt}.service"
-
-
 # --- the verbs -------------------------------------------------------------------------------------------------------
 
 
 def start(config: Config, job: str, attempt: str) -> str:
-    limits = Limits.of(read_spec(daemons(config, "jobs", job, attempt), config.daemon))
+    spec = read_spec(daemons(config, "jobs", job, attempt), config.daemon)
+    limits = Limits.of(spec)
     for name in ("out", "checkpoint"):
         jobs_own(config, daemons(config, "jobs", job), name)
     writable = [config.state.jobs, config.state.trees, *config.writable]
-    properties = template(config, f"gpubox job {job}, attempt {attempt}", limits, devices(limits.gpus), writable)
-    _run(command(config, unit_name(job, attempt), properties, f"{config.state.jobs}/{job}/{attempt}"))
+    title, unit = f"gpubox job {job}, attempt {attempt}", unit_name(job, attempt)
+    with vault.handed(config.secrets, spec) as reads:
+        properties = template(config.daemon, title, limits, devices(limits.gpus), writable, reads)
+        supervisor = config.supervise(f"{config.state.jobs}/{job}/{attempt}")
+        run(command(unit, properties, supervisor, wait=reads != NOTHING))
     return ""
 
 
@@ -273,8 +194,8 @@ def build_env(config: Config, name: str) -> str:
     limits = Limits.of(read_spec(daemons(config, "builds", name), config.daemon))
     jobs_own(config, daemons(config, "envs", name), "venv")
     writable = [config.state.builds, config.state.envs, *config.writable]
-    properties = template(config, f"gpubox environment {name}", limits, [], writable)
-    _run(command(config, f"gpubox-env-{name}.service", properties, f"{config.state.builds}/{name}"))
+    properties = template(config.daemon, f"gpubox environment {name}", limits, [], writable)
+    run(command(f"gpubox-env-{name}.service", properties, config.supervise(f"{config.state.builds}/{name}")))
     return ""
 
 
@@ -356,7 +277,11 @@ def answer(config: Config, link: socket.socket) -> None:
     try:
         if uid not in (config.daemon, 0):
             raise Refusal(f"user {uid} may not ask")
-        asked = REQUEST.fullmatch(link.recv(REQUEST_MAX))
+        packet = link.recv(REQUEST_MAX)
+        if secret := vault.REQUEST.fullmatch(packet):
+            link.send(f"ok {config.vault().answer(secret)}".strip().encode())
+            return
+        asked = REQUEST.fullmatch(packet)
         if asked is None:
             raise Refusal("this is no request")
         verb, job, attempt, building, environment = (word.decode() if word else "" for word in asked.groups())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import pwd
+from typing import Any
 
 from runner.box.engines import Launch
+from runner.box.envs import conda
 from runner.box.settings import Settings
 from runner.box.submissions import command
 from runner.job.processes import LAUNCH_VARIABLE
@@ -37,7 +39,7 @@ def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: st
         key=(job.id, job.attempt),
         launch_id=ours,
         spec={
-            "argv": command(spec.command, job.params),
+            "argv": conda.activated(os.path.dirname(bin_dir), command(spec.command, job.params)),
             "directory": work.rstrip("/"),
             "env": variables(job, spec, settings, ours, bin_dir) | {"CUDA_VISIBLE_DEVICES": gpus},
             "time_limit": spec.time_limit,
@@ -46,6 +48,10 @@ def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: st
             "log_head_bytes": settings.log_head_bytes,
             "log_tail_bytes": settings.log_tail_bytes,
             "events": settings.state.events,
+            # Names, and whose; the values are not the daemon's to know.
+            "secrets": spec.secrets,
+            "uid": job.uid,
+            "vault": f"{settings.state.secrets}/{job.uid}",
             # For a unit's limits, where the engine has units:
             "cpus": spec.cpus,
             "memory_bytes": spec.memory_bytes,
@@ -70,6 +76,7 @@ def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: s
     made |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if os.path.exists(f"{os.path.dirname(bin_dir)}/pyvenv.cfg"):
         made["VIRTUAL_ENV"] = os.path.dirname(bin_dir)
+    made |= conda.variables(os.path.dirname(bin_dir))
     made |= spec.env
     made |= {
         "RUNNER_JOB_ID": str(job.id),
@@ -83,6 +90,17 @@ def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: s
     if job.array_index is not None:
         made["RUNNER_ARRAY_INDEX"] = str(job.array_index)
     return made | {f"RUNNER_PARAM_{name}": value for name, value in job.params.items()}
+
+
+def surroundings(
+    job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: str, gpus: str
+) -> tuple[dict[str, str], str]:
+    """(variables, folder) for who wants to look around in a job's environment as themselves: without what says who the
+    job is, without its secrets, and without the name by which it is found and ended."""
+    made: Any = launch(job, spec, settings, box_id, bin_dir, gpus).spec
+    left_out = ("HOME", "USER", "LOGNAME", "SHELL", LAUNCH_VARIABLE)
+    folder = made["directory"] if os.path.isdir(made["directory"]) else settings.state.job(job.id).out
+    return {name: value for name, value in made["env"].items() if name not in left_out}, folder
 
 
 @functools.cache

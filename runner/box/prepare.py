@@ -51,13 +51,13 @@ class Preparation:
         self._busy: set[int] = set()  # jobs whose tree is being made or removed, by one hand at a time
         self._unwanted: set[int] = set()  # trees that go as soon as they are made
         self._standing: set[str] = set()  # environments known to be ready
-        self._building: set[str] = set()
+        self.building: set[str] = set()
         self.failures: list[Failure] = []
 
     def stands(self, environment: str | None) -> bool:
         if environment is None or environment in self._standing:
             return True
-        if environment not in self._building and self._ready(environment):
+        if environment not in self.building and self._ready(environment):
             self._standing.add(environment)
             return True
         return False
@@ -68,17 +68,17 @@ class Preparation:
         for name in environments:
             if self.stands(name):
                 continue
-            doing = "is being built" if name in self._building else "waits to be built"
+            doing = "is being built" if name in self.building else "waits to be built"
             told[name] = f"its environment ({self._label(name)}) {doing}"
         return told
 
     def build(self, environments: Iterable[str]) -> None:
         """Begin with the environments that are wanted and not there, the first ones first."""
         for name in environments:
-            if len(self._building) >= BUILDS_AT_ONCE:
+            if len(self.building) >= BUILDS_AT_ONCE:
                 return
-            if name not in self._building and not self.stands(name):
-                self._building.add(name)
+            if name not in self.building and not self.stands(name):
+                self.building.add(name)
                 self._background(lambda name=name: self._build(name), lambda error, name=name: self._built(name, error))  # type: ignore[misc]
 
     def lay_out(self, jobs: Sequence[Job]) -> None:
@@ -113,7 +113,7 @@ class Preparation:
         self._unwanted.discard(job_id)
 
     def _built(self, name: str, error: BaseException | None) -> None:
-        self._building.discard(name)
+        self.building.discard(name)
         if error is None:
             self._standing.add(name)
         else:

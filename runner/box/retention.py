@@ -228,7 +228,7 @@ class Retention:
 
     async def _remove(self, each: Candidate, now: float) -> None:
         if each.kind == "envs":
-            await self._remove_environment(each.what)
+            await self.remove_environment(each.what)
             return
         if each.job is not None:
             self._daemon.store.mark(each.job, outputs_removed_at=now)
@@ -242,10 +242,10 @@ class Retention:
         for folder in folders:
             self._custody.remove(folder)
 
-    async def _remove_environment(self, name: str) -> None:
-        """Unless a job waits for it or uses it: then it is not unused after all."""
+    async def remove_environment(self, name: str) -> bool:
+        """Unless a job waits for it or uses it: then it is not unused after all. Whether it is gone."""
         if any(job.environment == name for job in self._daemon.book.jobs.values()):
-            return
+            return False
         try:
             # At once, on the loop's thread: a job submitted from now on finds that it has to be built.
             os.unlink(f"{self._environments.path(name)}/{READY}")
@@ -255,7 +255,8 @@ class Retention:
         try:
             await self._call(lambda: self._environments.remove(name))
         except Busy:
-            pass  # somebody builds it anew
+            return False  # somebody builds it anew
+        return True
 
     async def _collect(self, cleaned: Cleaned, dry_run: bool) -> None:
         kept = self._daemon.store.live_snapshots()

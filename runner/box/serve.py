@@ -30,7 +30,9 @@ from runner.box.engines.plain import Plain
 from runner.box.engines.systemd import Systemd
 from runner.box.envs import Environments
 from runner.box.envs.builder import Builder
+from runner.box.envs.conda import Conda
 from runner.box.envs.unit import UnitBuilder
+from runner.box.envs.wheels import Driver
 from runner.box.frozen import Parents, freeze
 from runner.box.gpus.collectors import Door, spawner
 from runner.box.gpus.exports import JobFiles
@@ -44,6 +46,7 @@ from runner.box.porch import Porch, listeners
 from runner.box.prepare import Preparation
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
+from runner.box.secrets import kept
 from runner.box.settings import SYSTEMD, Settings
 from runner.box.store import Store
 from runner.box.tokens import Tokens
@@ -184,14 +187,20 @@ class _Made:
         self.blobs = Blobs(state.blobs)
         self.trees = Trees(state.trees, self.blobs, self.custody.hand_over, self.custody.remove)
         limit = chosen.build_minutes * 60
-        self.environments = Environments(state.envs, chosen.base_python, time_limit=limit, builder=builder)
-        self.recipes = Recipes(self.blobs, chosen.base_python)
+        conda = Conda(chosen.conda_folders)
+        self.environments = Environments(
+            state.envs, chosen.base_python, time_limit=limit, builder=builder, driver=self._driver, conda=conda
+        )
+        self.recipes = Recipes(self.blobs, chosen.base_python, self._driver, conda)
         self.base_bin = premises.base_bin(chosen)
         self.daemon = Daemon(chosen, self.store, self.engine, self._preparation(), self._bin_dir, diary.write)
         self.daemon.recover()
         self.trees.sweep(self.daemon.book.active)  # one that waits may have run in its tree before
         self.recipes.recover(self.daemon.book.jobs.values())
         self.history = self._history(closing)
+
+    def _driver(self) -> Driver | None:
+        return self.daemon.gpus.driver()
 
     def _history(self, closing: ExitStack) -> History:
         """It hears what the GPUs did; whatever is the matter with it is no trouble of the queue's."""
@@ -295,11 +304,13 @@ class _Made:
             daemon=self.daemon,
             wishes=Wishes(self.daemon, self.recipes.environment, turns.wake, self._watcher()),
             blobs=self.blobs,
+            environments=self.environments,
             recipes=self.recipes,
             retention=Retention(self.daemon, self.blobs, self.environments, self.custody, self.workers.call),
             custody=self.custody,
             gate=Members(tokens) if self.settings.engine == SYSTEMD else Gate(tokens=tokens),
             tokens=tokens,
+            secrets=kept(self.engine, self.settings.state),
             history=self.history,
             call=self.workers.call,
             leave=end.leave,

@@ -38,6 +38,9 @@ class Settings:
     cpus: int = _setting(0, "cpus to give away; 0: all that this process may use")
     memory_bytes: int = _setting(0, "memory to give away; 0: all of it")
     base_python: str = _setting("", "interpreter of jobs that declare nothing; empty: the one under the daemon's own")
+    conda_folders: str = _setting(
+        "", "where --conda looks for environments, with colons between; empty: the usual places"
+    )
     data: str = _setting("", "RUNNER_DATA of the jobs; empty: data/ in the state directory")
     trees_ahead: int = _setting(4, "work trees made ahead for the next jobs")
     log_head_bytes: int = _setting(16 << 20, "start of a log that is always kept")

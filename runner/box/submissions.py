@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from runner import words
+from runner.box.envs import conda
 from runner.box.gpus import placement
 from runner.box.gpus.placement import Card
 from runner.box.schedule import exceeds
+from runner.box.secrets import RESERVED, check_name
 from runner.errors import BadRequest, TooMuch, nearest
 from runner.model import PRIORITY_MAX, PRIORITY_MIN, SWEEP_LIMIT, JobSpec, Resources, Submission
 
@@ -19,7 +21,6 @@ NAME_MAX = 200
 ARGUMENTS_MAX = 128 << 10  # bytes; the kernel takes 2 MiB with the environment
 AMOUNT_MAX = 2**53  # of cpus, bytes, GPUs: whole numbers are exact in JSON up to here
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_RESERVED = re.compile(r"RUNNER_|CUDA_VISIBLE_DEVICES\Z|CUDA_DEVICE_ORDER\Z")
 
 
 def check(submission: Submission, capacity: Resources, states: Mapping[int, str], cards: Sequence[Card] = ()) -> None:
@@ -120,10 +121,14 @@ def _check_names(spec: JobSpec) -> None:
     for name in spec.env:
         if not _NAME.match(name):
             raise BadRequest(f"{name!r} is not a name for an environment variable")
-        if _RESERVED.match(name):
+        if RESERVED.match(name):
             raise BadRequest(f"{name} is set by the box itself", "see docs/jobs.md for what a job is given")
-    if spec.environment not in ("auto", "base"):
-        raise BadRequest(f"there is no environment {spec.environment!r}", "`auto` or `base`")
+    for name in spec.secrets:
+        check_name(name)
+        if name in spec.env or spec.secrets.count(name) > 1:
+            raise BadRequest(f"{name} is given twice", "by --secret or by --env, once")
+    if spec.environment not in ("auto", "base") and conda.asked(spec.environment) is None:
+        raise BadRequest(f"there is no environment {spec.environment!r}", "`auto`, `base` or `conda:NAME`")
 
 
 def expand(submission: Submission) -> tuple[list[int | None], list[dict[str, str]]]:

@@ -34,9 +34,16 @@ COMMANDS = {
         "priority": ("jobs", "priority", "move jobs forward or back in the queue"),
         "adopt": ("gpus", "adopt", "take a running process into the list"),
     },
+    "Inside": {
+        "shell": ("enter", "shell", "a shell on the box, in a job's environment"),
+        "exec": ("enter", "exec_", "run a command in a job's environment"),
+        "port": ("enter", "port", "bring a port of the box here, such as TensorBoard's"),
+    },
     "The box": {
         "box": ("boxes", "box", "the boxes you can use; add one over ssh"),
         "token": ("token", "token", "the keys with which laptops come to a box"),
+        "secret": ("secret", "secret", "keys for your jobs, in their environment only"),
+        "env": ("env", "env", "the environments that were built for jobs"),
         "drain": ("box", "drain", "let running jobs end and start no others"),
         "clean": ("box", "clean", "remove old logs, code and fetched outputs"),
         "serve": ("box", "serve", "run the box's daemon in this terminal, or stop it"),

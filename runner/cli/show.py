@@ -102,6 +102,7 @@ def _show_job(found: dict[str, Any]) -> None:
         ("parameters", ", ".join(f"{key}={value}" for key, value in (job.get("params") or {}).items())),
         ("waits for", ", ".join(f"{after['job']}{':any' * after['any_end']}" for after in spec.get("after") or ())),
         ("variables", " ".join(sorted(spec.get("env") or ()))),
+        ("secrets", " ".join(sorted(spec.get("secrets") or ()))),
         ("priority", str(job["priority"]) if job.get("priority") else ""),
         ("retries", _retries(spec)),
         ("submitted", output.moment(job["submitted_at"])),

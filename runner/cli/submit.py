@@ -49,7 +49,9 @@ Many at once:
 What it takes along:
   --name TEXT             how lists call it (the script's name)
   --env KEY=VALUE...      a variable; KEY alone takes its value from here
+  --secret NAME...        a variable whose value `runner secret set` put on the box
   --base                  the box's base environment, whatever the script declares
+  --conda NAME            a conda environment that is there on the box
   --include PATH...       also a file that snapshots leave out, such as .env
   --max-size SIZE         send at most this much
   --no-files              send no files, for a command that needs none
@@ -270,12 +272,18 @@ def _wishes(given: Given) -> dict[str, Any]:
         wishes["requeue"] = True
     if "--base" in given:
         wishes["environment"] = "base"
+    if text := given.get("--conda"):
+        if "--base" in given:
+            raise errors.BadRequest("--base and --conda both say which environment", "keep one of them")
+        wishes["environment"] = f"conda:{text}"
     wishes.update(_gpus(given, wishes.get("gpus")))
     if texts := given.all("--retry-on"):
         wishes["retry_on"] = values.reasons(texts)
         wishes.setdefault("retries", 1)
     if texts := given.all("--env"):
         wishes["env"] = values.environment(texts, dict(os.environ))
+    if texts := given.all("--secret"):
+        wishes["secrets"] = texts
     return wishes
 
 

@@ -163,6 +163,7 @@ class Supervisor:
         by him: then it is the program's name."""
         self.argv = [str(word) for word in self.spec["argv"]]  # type: ignore[attr-defined]
         self.env = {str(key): str(value) for key, value in self.spec["env"].items()}  # type: ignore[attr-defined]
+        self.env |= _secrets(self.spec, handed=self.account is not None)
         program = self.argv[0] if self.account is not None else self.find()
         record = {"launch_id": self.launch_id, "boot_id": self.kit.boot_id, "started_at": time.time()}
         return program, files.write_ahead(self.directory, "started", record | {"supervisor": os.getpid()})
@@ -328,6 +329,34 @@ class Supervisor:
             )
         except OSError:
             pass
+
+
+def _secrets(spec: dict[str, object], handed: bool) -> dict[str, str]:
+    """The values of the secrets that a spec names, for the job's environment and for nothing else. handed: they are our
+    standard input, which the launcher filled; else they are files of the folder that the spec names."""
+    names = spec.get("secrets") or []
+    if not isinstance(names, list) or not names:
+        return {}
+    if handed:
+        with open(0, "rb", closefd=False) as source:
+            found = dict(json.loads(source.read()))
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+    else:
+        found = {name: value for name in names if (value := _kept(f"{spec['vault']}/{name}")) is not None}
+    for name in names:
+        if name not in found:
+            raise FileNotFoundError(errno.ENOENT, "A secret of this job is no longer set", name)
+    return {name: found[name] for name in names}
+
+
+def _kept(path: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return os.fsdecode(file.read())
+    except FileNotFoundError:
+        return None
 
 
 def _watch() -> files.Watch | None:

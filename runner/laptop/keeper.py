@@ -122,7 +122,7 @@ class Keeper:
                     user.sendall(dumps(_told(error).as_json()).encode() + b"\n")
                     return
                 user.sendall(b"ok\n")
-                _join(user, channel)
+                join(user, channel)
         except OSError:
             pass  # the user has gone
         finally:
@@ -163,7 +163,7 @@ def alone(destination: str, target: tuple[str, int]) -> socket.socket:
 
     def carry() -> None:
         with theirs, contextlib.suppress(OSError):
-            _join(theirs, channel)
+            join(theirs, channel)
         link.close()
 
     threading.Thread(target=carry, daemon=True).start()
@@ -171,7 +171,7 @@ def alone(destination: str, target: tuple[str, int]) -> socket.socket:
     return ours
 
 
-def _join(user: Any, channel: Any) -> None:
+def join(user: Any, channel: Any) -> None:
     """Carry bytes both ways until both sides have ended, or one has failed."""
     import contextlib
     import threading

@@ -85,6 +85,18 @@ class Link:
             raise _lost(self._hops[-1], error) from error
         return int(done.exited), str(done.stdout), str(done.stderr)
 
+    def session(self, command: str, terminal: tuple[str, int, int] | None) -> Any:
+        """A command that goes on, as a channel. terminal: its kind, columns and rows; None: plain pipes."""
+        last = self._hops[-1]
+        try:
+            channel = last.transport.open_session(timeout=CHANNEL_SECONDS)
+            if terminal is not None:
+                channel.get_pty(*terminal)
+            channel.exec_command(command)
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise _lost(last, error) from error
+        return channel
+
     def channel(self, target: tuple[str, int]) -> Any:
         """A stream to a port, as seen from the host. Unreachable: the link is down, or nobody listens there."""
         last = self._hops[-1]

@@ -7,6 +7,8 @@ code.py   snapshots and contents
 gpus.py   the GPUs
 history.py  what they did, notices, numbers for Prometheus
 tokens.py who may come in over the network
+environments.py  what was built for jobs
+secrets.py  what is kept for jobs, and never told
 box.py    the box itself
 """
 
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Depends, FastAPI
 
 import runner
-from runner.box.api import box, code, gpus, history, jobs, logs, tokens
+from runner.box.api import box, code, environments, gpus, history, jobs, logs, secrets, tokens
 from runner.box.api.front import Front, set_words
 from runner.box.api.house import House
 from runner.box.auth import admitted
@@ -50,7 +52,7 @@ def make_app(house: House | None) -> FastAPI:
         redirect_slashes=False,
     )
     routes = APIRouter(prefix=PREFIX)
-    for part in (box, code, gpus, history, jobs, logs, tokens):
+    for part in (box, code, environments, gpus, history, jobs, logs, secrets, tokens):
         routes.include_router(part.routes)
     app.include_router(routes)
     set_words(app)

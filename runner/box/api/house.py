@@ -18,9 +18,11 @@ from runner.box.auth import Gate
 from runner.box.code import Blobs
 from runner.box.custody import Custody
 from runner.box.daemon import Daemon
+from runner.box.envs import Environments
 from runner.box.history import History
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
+from runner.box.secrets import Secrets
 from runner.box.tokens import Tokens
 from runner.box.wishes import Wishes
 from runner.model import Job
@@ -49,12 +51,14 @@ class House:
     daemon: Daemon
     wishes: Wishes
     blobs: Blobs
+    environments: Environments
     recipes: Recipes
     retention: Retention
     custody: Custody
     history: History
     gate: Gate
     tokens: Tokens
+    secrets: Secrets
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
     doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so

@@ -14,13 +14,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from runner import errors, words
-from runner.box import listing
+from runner.box import launches, listing
 from runner.box.api.house import Here, House, JobId, answer, checked, expanded
 from runner.box.auth import Who
 from runner.box.store import Group
 from runner.box.submissions import command
 from runner.errors import nearest
-from runner.model import Attempt, Job, JobSpec, Submission, Submitted, Use
+from runner.model import Attempt, Job, JobSpec, Principal, Submission, Submitted, Use
 
 routes = APIRouter()
 
@@ -79,6 +79,12 @@ class Why:
 
 
 @dataclass
+class Surroundings:
+    variables: dict[str, str]
+    directory: str
+
+
+@dataclass
 class Listed(Jobs):
     groups: list[Group] = field(default_factory=list)  # only when asked for `grouped`
     gpus: dict[str, int] = field(default_factory=dict)  # UUID -> index, when one of the jobs was given any
@@ -127,7 +133,7 @@ class Adoption:
 
 @routes.post("/jobs", status_code=201, response_model=Submitted)
 async def submit(here: Here, who: Who, submission: Submission, request: Request, key: Key = None) -> Response:
-    await _learn(here, submission.spec)
+    await _learn(here, who, submission.spec)
     digest = hashlib.sha256(await request.body()).hexdigest()
     made, known = here.wishes.submit(who, submission, key, digest)
     return answer(made, 200 if known else 201)
@@ -135,7 +141,7 @@ async def submit(here: Here, who: Who, submission: Submission, request: Request,
 
 @routes.post("/jobs/{job_id}/rerun", status_code=201, response_model=Submitted)
 async def rerun(here: Here, who: Who, job_id: JobId, key: Key = None) -> Response:
-    await _learn(here, here.daemon.store.spec(here.job(job_id).spec_id))
+    await _learn(here, who, here.daemon.store.spec(here.job(job_id).spec_id))
     digest = hashlib.sha256(f"rerun {job_id}".encode()).hexdigest()
     made, known = here.wishes.rerun(who, job_id, key, digest)
     return answer(made, 200 if known else 201)
@@ -148,12 +154,15 @@ async def adopt(here: Here, who: Who, wish: Adoption) -> Response:
     return answer(here.wishes.adopt(who, wish.pid), 201)
 
 
-async def _learn(here: House, spec: JobSpec) -> None:
+async def _learn(here: House, who: Principal, spec: JobSpec) -> None:
     """What the submit will then find in memory: the GPUs, and the snapshot's list of files, which can be long and is
-    read in a thread."""
+    read in a thread. And whether the secrets that it names are there."""
+    if spec.secrets:
+        await here.call(lambda: here.secrets.require(who.uid, spec.secrets))
     if spec.gpus or spec.gpu_type or spec.gpu_memory_bytes:
         await here.gpus_known()
     if spec.snapshot is not None and not here.recipes.knows(spec):
+        await here.gpus_known()  # their driver decides about wheels
         await here.call(lambda: here.recipes.environment(spec))
 
 
@@ -298,6 +307,16 @@ def _on_disk(here: House, job: Job) -> dict[str, Any]:
 async def why(here: Here, job_id: JobId) -> Response:
     job = here.job(job_id)
     return answer({"id": job.id, "state": job.state, "why": here.wishes.why(job)})
+
+
+@routes.get("/jobs/{job_id}/surroundings", response_model=Surroundings)
+async def surroundings(here: Here, job_id: JobId) -> Response:
+    """What a command needs to run as the job's would. NotFound: its environment is not there."""
+    job, daemon = here.job(job_id), here.daemon
+    spec = daemon.store.spec(job.spec_id)
+    programs, gpus = daemon.bin_dir(job.environment), daemon.gpus.visible(job, spec.gpu_ids)
+    variables, folder = launches.surroundings(job, spec, daemon.settings, daemon.store.box_id, programs, gpus)
+    return answer(Surroundings(variables, folder))
 
 
 @routes.get("/groups/{group}", response_model=Counted)

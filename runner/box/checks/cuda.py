@@ -8,6 +8,7 @@ from typing import Any
 
 from runner.box.checks.computer import Said
 from runner.box.checks.finding import SETUP, Finding, failed, ok, skipped
+from runner.box.envs.wheels import TORCH_OLD, TORCH_OLD_INDEX
 
 UVM = "sudo modprobe nvidia-uvm"
 MEMORY = 2
@@ -29,8 +30,6 @@ CODES = {  # of cuda.h -> (what it means, why, what to type)
     999: ("CUDA does not know why it fails", "nvidia-uvm is not loaded, or the computer was suspended since", UVM),
 }  # fmt: skip
 AGAIN = "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm    # while no job runs"
-TORCH_OLD = "torch<2.15"  # the last that has wheels for CUDA 12.6, and these the last for cards before Turing
-TORCH_OLD_INDEX = "https://download.pytorch.org/whl/cu126"
 
 
 def init(said: dict[str, Any] | None, how: Said, uvm: bool) -> Finding:

@@ -17,7 +17,7 @@ from runner.box.engines.plain import Listen
 from runner.model import Resources
 from runner.paths import LAUNCHER_SOCKET, StateDir
 
-REPLY_MAX = 1024
+REPLY_MAX = 8 << 10  # the names of 64 secrets
 PATIENCE = 5.0  # seconds for a reply that is waited for; the launcher gives a stop a fifth of a second
 TRAVERSED = 0o711  # of folders on the way to what belongs to the jobs' user
 
@@ -103,8 +103,12 @@ class Systemd(OnDisk):
         """Have builds/<environment> run as an attempt is run."""
         self._asked(f"build-env {environment}", PATIENCE)
 
-    def _asked(self, request: str, patience: float | None) -> str:
-        with self._send(request) as link:
+    def secret(self, request: str, value: bytes | None = None) -> str:
+        """Something about a user's secrets. value: what is to be kept. OSError never holds it."""
+        return self._asked(request, PATIENCE, value)
+
+    def _asked(self, request: str, patience: float | None, value: bytes | None = None) -> str:
+        with self._send(request, value) as link:
             link.settimeout(patience)
             said = link.recv(REPLY_MAX).decode(errors="replace")
         if not said.startswith("ok"):
@@ -119,12 +123,12 @@ class Systemd(OnDisk):
             raise OSError(0, said.decode(errors="replace").removeprefix("no "), f"read-outputs {job_id}")
         return socket.socket(fileno=fds[0])
 
-    def _send(self, request: str) -> socket.socket:
+    def _send(self, request: str, value: bytes | None = None) -> socket.socket:
         link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             link.settimeout(PATIENCE)
             link.connect(self.launcher)
-            link.send(request.encode())
+            link.send(request.encode() + (b"" if value is None else b"\n" + value))
         except BaseException:
             link.close()
             raise

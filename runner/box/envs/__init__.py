@@ -10,13 +10,15 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from runner import errors, files
 from runner.box.envs.builder import Builder
+from runner.box.envs.conda import MARK, Conda
 from runner.box.envs.recipe import EnvironmentFailed, Kind, Read, Recipe, interpreter
 from runner.box.envs.uv import Uv
+from runner.box.envs.wheels import Driver
 
 __all__ = ["EnvironmentFailed", "Environments", "Kind", "Read", "Recipe", "choose", "interpreter"]
 
@@ -24,14 +26,14 @@ READY = "ready"
 WAIT_STEP = 0.05
 
 
-def choose(read: Read, script: str | None, wanted: str, base_python: str) -> Recipe | None:
-    """The environment that a snapshot asks for; None: the box's base environment."""
+def choose(read: Read, script: str | None, wanted: str, base_python: str, chosen: str = "") -> Recipe | None:
+    """The environment that a snapshot asks for; None: the box's base environment. chosen: of wheels.CHOICES."""
     if wanted == "base":
         return None
     if wanted != "auto":
         raise errors.BadRequest(f"no environment is called {wanted}", "auto or base")
     kinds: list[Kind] = [Uv(base_python)]
-    return next((recipe for kind in kinds if (recipe := kind.recipe(read, script))), None)
+    return next((recipe for kind in kinds if (recipe := kind.recipe(read, script, chosen))), None)
 
 
 class Environments:
@@ -42,11 +44,14 @@ class Environments:
         uv: str | None = None,
         time_limit: float = 3600.0,
         builder: Builder | None = None,
+        driver: Callable[[], Driver | None] = lambda: None,
+        conda: Conda | None = None,
     ) -> None:
-        """builder: who runs what builds, and removes it; unless it is named, we ourselves."""
+        """builder: who runs what builds, and removes it; unless it is named, we ourselves. driver: that of the GPUs."""
         self.directory = directory
         self.builder = builder or Builder()
-        self.kinds: dict[str, Kind] = {"uv": Uv(base_python, uv, time_limit, self.builder)}
+        self.kinds: dict[str, Kind] = {"uv": Uv(base_python, uv, time_limit, self.builder, driver)}
+        self.conda = conda or Conda()
         self.time_limit = time_limit
         os.makedirs(directory, 0o700, exist_ok=True)
 
@@ -57,17 +62,25 @@ class Environments:
         return f"{self.directory}/{env_id}.log"
 
     def ready(self, env_id: str) -> bool:
+        if env_id.startswith(MARK):
+            return self.conda.ready(env_id)
         return os.path.exists(f"{self.path(env_id)}/{READY}")
 
     def bin_dir(self, env_id: str) -> str:
         """Where its programs are. A job's PATH begins with it."""
+        if env_id.startswith(MARK):
+            return self.conda.bin_dir(env_id)
         record = files.get(self.path(env_id), READY)
         if record is None:
             raise errors.NotFound(f"environment {env_id} is not built", "submit again, and it will be")
         return self.kinds[str(record["kind"])].bin_dir(self.path(env_id))
 
     def build(self, recipe: Recipe) -> None:
-        """Return when it is ready. Whoever else builds it is waited for; what a killed build left is removed."""
+        """Return when it is ready. Whoever else builds it is waited for; what a killed build left is removed. One of
+        conda's is there or not."""
+        if recipe.id.startswith(MARK):
+            self.conda.require(recipe.id)
+            return
         if self.ready(recipe.id):
             return
         try:

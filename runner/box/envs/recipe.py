@@ -26,16 +26,26 @@ class Recipe:
     label: str  # where it came from, for people: "header of train.py"
     files: dict[str, bytes]  # laid in the build folder under these names; the first one is installed from
     python: str | None = None  # the version asked for, like ">=3.12"; None: the box's
+    wheels: str = ""  # of wheels.CHOICES: which of PyTorch's
 
     @classmethod
     def of(
-        cls, kind: str, method: int, base: str, label: str, files: dict[str, bytes], python: str | None = None
+        cls,
+        kind: str,
+        method: int,
+        base: str,
+        label: str,
+        files: dict[str, bytes],
+        python: str | None = None,
+        wheels: str = "",
     ) -> Recipe:
         """method: the kind's version of how it builds, so that a better way does not reuse what the old one made."""
         digest = hashlib.sha256(f"{kind}\0{method}\0{base}\0{python or ''}\0".encode())
         for name, content in files.items():
             digest.update(os.fsencode(f"{name}\0{len(content)}\0") + content)
-        return cls(kind, digest.hexdigest()[:16], label, files, python)
+        if wheels:
+            digest.update(f"wheels\0{wheels}\0".encode())
+        return cls(kind, digest.hexdigest()[:16], label, files, python, wheels)
 
 
 class Kind(Protocol):
@@ -43,8 +53,9 @@ class Kind(Protocol):
 
     name: str
 
-    def recipe(self, read: Read, script: str | None) -> Recipe | None:
-        """What the snapshot declares for this kind; None: nothing. BadRequest when it can't be used."""
+    def recipe(self, read: Read, script: str | None, chosen: str = "") -> Recipe | None:
+        """What the snapshot declares for this kind; None: nothing. BadRequest when it can't be used. chosen: of
+        wheels.CHOICES, for what leaves that open."""
 
     def build(self, recipe: Recipe, directory: str, log: BinaryIO, lock: int) -> None:
         """Make it, and return when all of it is on the disk. Processes that write below `directory` inherit `lock`."""

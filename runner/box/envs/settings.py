@@ -33,6 +33,15 @@ def for_uv(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     return env, options
 
 
+def own_index(environ: Mapping[str, str]) -> bool:
+    """Whether somebody said where packages come from, and not where PyTorch's are there."""
+    if any(environ.get(name) for name in ("UV_TORCH_BACKEND", "UV_TORCH_BACKEND_INDEX")):
+        return False
+    env, options = for_uv(environ)
+    index = env.get("UV_DEFAULT_INDEX") or env.get("UV_INDEX_URL") or ""
+    return bool(options or env.get("UV_NO_INDEX") or env.get("UV_OFFLINE") or index)
+
+
 def pip_settings(environ: Mapping[str, str]) -> dict[str, str]:
     """pip's settings from its files (the box's, then the user's), then PIP_* variables; the last one said holds."""
     found: dict[str, str] = {}

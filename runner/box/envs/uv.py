@@ -12,11 +12,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from runner import errors
-from runner.box.envs import declared, settings
+from runner.box.envs import declared, settings, wheels
 from runner.box.envs.builder import Builder
 from runner.box.envs.recipe import EnvironmentFailed, Read, Recipe, interpreter
 
@@ -29,19 +29,26 @@ class Uv:
     name = "uv"
 
     def __init__(
-        self, base_python: str, program: str | None = None, time_limit: float = HOUR, builder: Builder | None = None
+        self,
+        base_python: str,
+        program: str | None = None,
+        time_limit: float = HOUR,
+        builder: Builder | None = None,
+        driver: Callable[[], wheels.Driver | None] = lambda: None,
     ) -> None:
         self.base_python = base_python
         self.program = program
         self.time_limit = time_limit
         self.builder = builder or Builder()
+        self.driver = driver
 
-    def recipe(self, read: Read, script: str | None) -> Recipe | None:
+    def recipe(self, read: Read, script: str | None, chosen: str = wheels.THEIRS) -> Recipe | None:
         for source in SOURCES:
             found = source(read, script)
             if found is not None:
                 base = interpreter(self.base_python)
-                return Recipe.of(self.name, METHOD, base, found.label, found.files, found.python)
+                chosen = chosen if wheels.applies(found.files) else wheels.THEIRS
+                return Recipe.of(self.name, METHOD, base, found.label, found.files, found.python, chosen)
         return None
 
     def build(self, recipe: Recipe, directory: str, log: BinaryIO, lock: int) -> None:
@@ -53,6 +60,8 @@ class Uv:
         env, options = settings.for_uv(os.environ)
         base = os.path.dirname(os.path.realpath(self.base_python))
         env["PATH"] = f"{base}:{env.get('PATH', os.defpath)}"  # the box's own interpreter first, if it will do
+        driver = self.driver()
+        env |= wheels.variables(recipe.wheels, driver) if "UV_TORCH_BACKEND" not in env else {}
         began = log.tell()
         scratch = self.builder.scratch(directory)
         commands = programs(find(self.program), self.base_python, recipe, directory, options, scratch)
@@ -66,6 +75,8 @@ class Uv:
             with open(log.name, "rb") as written:
                 written.seek(began)
                 words = last_words(written.read().decode(errors="replace")) or f"uv ended with code {code}"
+            if "torch" in words and (why := wheels.words(recipe.wheels, driver)):
+                words += f"\n({why})"
             raise EnvironmentFailed(
                 f"the environment ({recipe.label}) could not be built:\n{words}",
                 "correct what it asks for and submit again",

@@ -86,7 +86,8 @@ class Cards:
         self.peaks: dict[tuple[int, int], int] = {}  # (job, attempt) -> the most bytes it held on one GPU
         self.freeing: dict[str, Freeing] = {}
         self.faults: dict[str, Fault] = {}
-        self.driver = ""
+        self.driver = self.cuda = ""
+        self.architectures: dict[str, int] = {}  # UUID -> NVML's number, as far as the driver said
         self.cost: float | None = None  # seconds of the last cycle
         self._desktop, self._patience = desktop_bytes, free_seconds
         self._seen: dict[str, Seen] = {}
@@ -96,7 +97,8 @@ class Cards:
     # --- learning ---
 
     def learn(self, frame: Frame) -> None:
-        self.driver, self.cost = frame.driver, frame.cost
+        self.driver, self.cuda, self.cost = frame.driver, frame.cuda, frame.cost
+        self.architectures |= {card.uuid: card.architecture for card in frame.cards if card.architecture is not None}
         if frame.links is not None:
             self.links = frame.links
         for reading in frame.cards:

@@ -318,6 +318,7 @@ class Collector:
 
 
 def _who(uuid: str, index: int, name: str, place: str, memory_bytes: int | None, unified: bool) -> Message:
+    """What does not change of a card, as far as that is known without its driver."""
     return {
         "uuid": uuid,
         "index": index,
@@ -329,7 +330,8 @@ def _who(uuid: str, index: int, name: str, place: str, memory_bytes: int | None,
 
 
 def _identity(card: Card) -> Message:
-    return _who(card.uuid, card.index, card.name, card.bus_id, card.memory_bytes, card.unified)
+    who = _who(card.uuid, card.index, card.name, card.bus_id, card.memory_bytes, card.unified)
+    return who if card.architecture is None else who | {"architecture": card.architecture}
 
 
 def _as(who: Message, state: str, detail: str = "") -> Message:

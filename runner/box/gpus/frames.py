@@ -48,6 +48,7 @@ class Reading:
     sample: dict[str, object] = field(default_factory=dict)  # fields of model.Sample but `at`, with their types
     absent: dict[str, str] = field(default_factory=dict)  # field of model.Sample -> why it is not in `sample`
     processes: list[Process] | None = None  # None: not read in this cycle
+    architecture: int | None = None  # NVML's number
 
 
 @dataclass(slots=True)
@@ -179,6 +180,7 @@ def _card(said: object) -> Reading:
         detail,
         absent=_absent(said.get("absent")),
         processes=_processes(said.get("processes")),
+        architecture=_whole(said.get("architecture"), 1, 1 << 10),
     )
     _fill_sample(card, said.get("sample"))
     return card

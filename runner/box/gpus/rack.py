@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from runner.box import tariff
+from runner.box.envs.wheels import Driver
 from runner.box.gpus.cards import Cards
 from runner.box.gpus.counts import another_boot, dumped, loaded
 from runner.box.gpus.frames import Frame, Probe
@@ -292,6 +293,14 @@ class Rack:
         return found
 
     # --- for people ---
+
+    def driver(self) -> Driver | None:
+        """What runs on these GPUs, as a frame said last; with nothing in it where none has yet. None: no GPUs."""
+        cards = self.cards
+        if not cards.driver and not cards.known:
+            return None
+        known = [number for uuid, number in cards.architectures.items() if uuid in cards.known]
+        return Driver(cards.driver, cards.cuda, min(known, default=None))
 
     def view(self, now: float) -> list[Gpu]:
         return self.cards.view(self.ours.active.values(), self.words(now), now)

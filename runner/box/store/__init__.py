@@ -301,6 +301,12 @@ class Store(Usage, Tokens):
             rows = self._connection.execute(select(JOBS.c.snapshot).where(JOBS.c.snapshot.is_not(None)).distinct())
             return {row[0] for row in rows}
 
+    def last_of_environments(self) -> dict[str, tuple[int, str]]:
+        """Environment -> (id, user) of the last job that was submitted with it."""
+        with self._read():
+            rows = self._connection.execute(statements.LAST_OF_ENVIRONMENTS)
+            return {row[0]: (row[1], row[2]) for row in rows}
+
     def endings(self, before: float) -> list[tuple[int, float, float | None, float | None]]:
         """(id, ended_at, fetched_at, outputs_removed_at) of the jobs that ended before a time, oldest first."""
         with self._read():

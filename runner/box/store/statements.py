@@ -82,6 +82,9 @@ FROM jobs JOIN specs ON specs.id = jobs.spec_id LEFT JOIN attempts ON job_id = j
 WHERE program = :program AND program <> '' AND jobs.ended_at IS NOT NULL
 ORDER BY jobs.ended_at DESC, jobs.id DESC LIMIT :limit
 """)
+LAST_OF_ENVIRONMENTS = text("""
+SELECT environment, max(id), user FROM jobs WHERE environment IS NOT NULL GROUP BY environment
+""")  # with max() SQLite takes the other columns from that row
 GROUPS = text("""
 SELECT group_id, state, count(*), min(id), max(id), min(name), min(user), min(submitted_at)
 FROM jobs WHERE group_id IN :ids GROUP BY group_id, state

@@ -184,7 +184,10 @@ def _link(one: Card, other: Card) -> int | None:
 class Card:
     """One GPU, for as long as its session is open. Raises Lost at once when it can't say who it is."""
 
-    __slots__ = ("_ask_again", "_busy_until", "bus_id", "handle", "index", "memory_bytes", "name", "unified", "uuid")
+    __slots__ = (
+        "_ask_again", "_busy_until", "architecture", "bus_id", "handle", "index", "memory_bytes", "name", "unified",
+        "uuid",
+    )  # fmt: skip
 
     def __init__(self, handle: object) -> None:
         self.handle = handle
@@ -193,6 +196,7 @@ class Card:
         self.index = int(_opening(pynvml.nvmlDeviceGetIndex, handle))
         self.bus_id = place(_opening(pynvml.nvmlDeviceGetPciInfo, handle).busId)
         self.memory_bytes, self.unified = readers.capacity(self)
+        self.architecture = readers.architecture(self)
         self._ask_again: dict[str, float] = {}  # what this card does not expose -> when it is tried once more
         self._busy_until = 0  # the driver's time stamp of the last look at what its processes do
 

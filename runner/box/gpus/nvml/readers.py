@@ -123,6 +123,17 @@ def capacity(card: Card) -> tuple[int | None, bool]:
     return total - (reserved if reserved < total else 0), False
 
 
+def architecture(card: Card) -> int | None:
+    """NVML's number of it, which grows with each; None: the driver does not say."""
+    try:
+        number = int(pynvml.nvmlDeviceGetArchitecture(card.handle))
+    except pynvml.NVMLError as error:
+        if error.value in faults.LIFECYCLE:
+            raise faults.lost(error.value) from None
+        return None
+    return number if 0 < number < 1 << 10 else None
+
+
 def host_memory(path: str = "/proc/meminfo") -> tuple[int, int]:
     """(bytes in all, bytes that are not available) of the host, which a card without memory of its own shares."""
     values = {}
