@@ -296,6 +296,12 @@ def test_a_good_token_does_not_help_who_comes_under_a_wrong_name(doors: Doors, h
         assert doors.ask("GET", "/api/v1/jobs", *shown)[0] == 403
 
 
+def test_the_connections_of_the_box_itself_are_no_matter_of_visitors(doors: Doors) -> None:
+    """And the other way round: those of visitors are not among them."""
+    doors.house.connections = range(10_000)
+    assert doors.ask("GET", "/api/v1/jobs", ("authorization", "Bearer " + doors.token()))[0] == 200
+
+
 def test_no_header_says_who_asks() -> None:
     forged = {"X-Forwarded-For": "uid:0", "Forwarded": "for=uid:0", "X-Real-IP": "uid:0", "Client": "uid:0"}
     assert ask("GET", "/api/v1/jobs", ("uid:1001", 1), forged)[0] == 403
