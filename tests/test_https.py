@@ -434,6 +434,19 @@ def test_who_resets_and_comes_back_from_the_same_port_is_a_stranger_again(
     run(story, tmp_path)
 
 
+def test_a_connection_whose_other_side_is_silently_gone_ends(tmp_path: Path) -> None:
+    async def story(here: porch.Porch, made: list[_Mute]) -> None:
+        with visit(here.port):
+            while not here._strangers:
+                await asyncio.sleep(0.01)
+            (stranger,) = here._visitors
+            assert stranger.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            tcp = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            assert [stranger.sock.getsockopt(socket.IPPROTO_TCP, each) for each in tcp] == [30, 30, 4]
+
+    run(story, tmp_path)
+
+
 def test_beyond_so_many_connections_a_new_one_is_closed_as_it_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

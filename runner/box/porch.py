@@ -25,6 +25,8 @@ GOODBYE_SECONDS = 2.0  # for the other side to close, too
 AT_ONCE = 32  # connections accepted before other work has its turn
 PAUSE_SECONDS = 1.0  # when descriptors have run out
 BACKLOG = 128
+ALIVE_SECONDS = 30  # of silence until the other side is asked for a sign of life, and between the tries
+ALIVE_TRIES = 4
 Address = tuple[str, int]
 
 
@@ -110,7 +112,7 @@ class Porch:
         if len(self._visitors) >= VISITORS_MAX:
             sock.close()
             return
-        _make_prompt(sock)
+        _prepare(sock)
         visitor = Visitor(address, sock)
         visitor.timer = self._loop.call_later(STRANGER_SECONDS, self._dismiss, visitor)
         self._visitors.add(visitor)
@@ -145,10 +147,15 @@ class Porch:
         stranger.release()
 
 
-def _make_prompt(sock: socket.socket) -> None:
+def _prepare(sock: socket.socket) -> None:
+    """It waits for nothing, and ends when its other side is silently gone: a laptop asleep, in mid-upload perhaps."""
     sock.setblocking(False)
+    alive = (("TCP_KEEPIDLE", ALIVE_SECONDS), ("TCP_KEEPINTVL", ALIVE_SECONDS), ("TCP_KEEPCNT", ALIVE_TRIES))
     with suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in alive:
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def listeners(where: str) -> list[socket.socket]:
