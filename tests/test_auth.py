@@ -138,6 +138,9 @@ class Doors:
         self.tokens = Tokens(hall.store)
         gate = Members(self.tokens)
         monkeypatch.setattr(auth, "_groups", lambda uid: {"gpubox"} if uid in (ANN.uid, BOB.uid) else set())
+        self.accounts = {ANN.uid: "ann", BOB.uid: "bob", 4242: "mallory"}
+        monkeypatch.setattr(auth.pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name=self.accounts[uid]))
+        auth._account.cache_clear()
         hall.submit("true", who=ANN)
         self.house: Any = SimpleNamespace(
             daemon=hall.daemon, wishes=hall.wishes, gate=gate, tokens=self.tokens, network=NETWORK, requests=0,
@@ -274,6 +277,26 @@ def test_an_admins_token_is_no_admins_when_its_owner_is_none_any_more(
     assert roles == ["admin", "submit", 403]
 
 
+def test_a_token_is_not_inherited_by_who_gets_the_number_of_its_owner(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`deluser ann; adduser bea`, while the daemon runs."""
+    clock = [1000.0]
+    monkeypatch.setattr(auth.time, "monotonic", lambda: clock[0])
+    shown = ("authorization", "Bearer " + doors.token())
+    got = []
+    for name in ("ann", "bea", None, "ann"):
+        doors.accounts.pop(ANN.uid, None)
+        if name:
+            doors.accounts[ANN.uid] = name
+        clock[0] += 5.0
+        got.append(doors.ask("GET", "/api/v1/hello", shown)[0])
+    assert got == [200, 401, 401, 200]
+    doors.accounts[ANN.uid] = "bea"
+    clock[0] += 5.0
+    assert auth.user_name(ANN.uid) == "bea", "and what she makes now is hers"
+
+
 def test_on_the_unix_socket_a_token_is_nothing(doors: Doors) -> None:
     """There the kernel says who it is."""
     text = doors.token()
@@ -295,6 +318,12 @@ def test_a_good_token_does_not_help_who_comes_under_a_wrong_name(doors: Doors, h
     doors.house.network = NETWORK
     if origin:
         assert doors.ask("GET", "/api/v1/jobs", *shown)[0] == 403
+
+
+def test_the_connections_of_the_box_itself_are_no_matter_of_visitors(doors: Doors) -> None:
+    """And the other way round: those of visitors are not among them."""
+    doors.house.connections = range(10_000)
+    assert doors.ask("GET", "/api/v1/jobs", ("authorization", "Bearer " + doors.token()))[0] == 200
 
 
 def test_no_header_says_who_asks() -> None:

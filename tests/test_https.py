@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import stat
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -262,19 +263,23 @@ def test_a_stranger_is_answered_once_and_shown_out(box: tuple[Box, dict[str, Any
 class _Mute(asyncio.Protocol):
     """Takes what comes and says nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, lost: Callable[[porch.Visitor], None], visitor: porch.Visitor) -> None:
+        self.lost, self.visitor = lost, visitor
         self.address: tuple[str, int] = ("", 0)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.address = transport.get_extra_info("peername")[:2]
+        self.address = self.visitor.address
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost(self.visitor)
 
 
 @asynccontextmanager
 async def a_porch(folder: Path) -> AsyncIterator[tuple[porch.Porch, list[_Mute]]]:
     made: list[_Mute] = []
 
-    def protocol() -> _Mute:
-        made.append(_Mute())
+    def protocol(visitor: porch.Visitor) -> _Mute:
+        made.append(_Mute(here.gone, visitor))
         return made[-1]
 
     context = Certificate(str(folder / "c"), ["box"]).context
@@ -331,7 +336,7 @@ def test_after_its_handshake_a_stranger_has_not_more_time(tmp_path: Path, monkey
         while len(made) < 2 or not made[1].address[1]:
             await asyncio.sleep(0.01)
         ours = writer.get_extra_info("sockname")
-        here.known((ours[0], ours[1]))
+        here.let_in((ours[0], ours[1]))
         assert await strange.read() == b""
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(trusted.read(), 0.5)
@@ -361,5 +366,111 @@ def test_who_fills_the_porch_loses_the_oldest_place(tmp_path: Path, monkeypatch:
             sock.close()
         while here._strangers or len(os.listdir("/proc/self/fd")) > before:
             await asyncio.sleep(0.01)
+
+    run(story, tmp_path)
+
+
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets
+
+
+def visit(there: int, port: int = 0) -> socket.socket:
+    """A connection from a port of ours."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    sock.connect(("127.0.0.1", there))
+    return sock
+
+
+@pytest.mark.long
+def test_a_flood_from_the_network_does_not_lock_the_owner_out(box: tuple[Box, dict[str, Any]]) -> None:
+    """Handshake, reset, again from the same port, which then stays; and again from the next one."""
+    made, minted = box
+    assert made.daemon is not None
+    port, context = minted["https"]["port"], ssl._create_unverified_context()
+    fds = Path(f"/proc/{made.daemon.pid}/fd")
+    before, most = len(list(fds.iterdir())), 0
+    with ExitStack() as open_ones:
+        for _ in range(350):
+            with suppress(OSError):  # one that was turned away
+                first = context.wrap_socket(visit(port))
+                place = first.getsockname()[1]
+                first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                first.close()
+                open_ones.enter_context(visit(port, place))
+            most = max(most, len(list(fds.iterdir())) - before)
+        assert made.ask("GET", "/hello").status == 200
+        assert most <= 2 * porch.VISITORS_MAX
+    tools.wait_until(lambda: len(list(fds.iterdir())) <= before)
+    assert ask(minted, "GET", "/hello")[0] == 200
+
+
+@pytest.mark.parametrize("shakes", [True, False])
+def test_who_resets_and_comes_back_from_the_same_port_is_a_stranger_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shakes: bool
+) -> None:
+    """Though the end of the first connection is noticed only after the second one was accepted."""
+    monkeypatch.setattr(porch, "STRANGER_SECONDS", 0.5)
+
+    async def story(here: porch.Porch, made: list[_Mute]) -> None:
+        first: socket.socket = visit(here.port)
+        port = first.getsockname()[1]
+        if shakes:
+            context = ssl._create_unverified_context()
+            first = await asyncio.to_thread(context.wrap_socket, first)
+        while not made or bool(made[0].address[1]) != shakes:
+            await asyncio.sleep(0.01)
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        first.close()
+        with visit(here.port, port) as second:
+            here._accept(here._listeners[0])  # before the loop sees that the first one has ended
+            while len(made) < 2 or made[0].visitor in here._visitors:
+                await asyncio.sleep(0.01)
+            assert list(here._strangers.values()) == [made[1].visitor], "it is counted"
+            await asyncio.wait_for(ended(second), 5)  # and timed
+        while here._visitors:
+            await asyncio.sleep(0.01)
+
+    run(story, tmp_path)
+
+
+def test_a_connection_whose_other_side_is_silently_gone_ends(tmp_path: Path) -> None:
+    async def story(here: porch.Porch, made: list[_Mute]) -> None:
+        with visit(here.port):
+            while not here._strangers:
+                await asyncio.sleep(0.01)
+            (stranger,) = here._visitors
+            assert stranger.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            tcp = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            assert [stranger.sock.getsockopt(socket.IPPROTO_TCP, each) for each in tcp] == [30, 30, 4]
+
+    run(story, tmp_path)
+
+
+def test_beyond_so_many_connections_a_new_one_is_closed_as_it_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(porch, "VISITORS_MAX", 2)
+
+    async def story(here: porch.Porch, made: list[_Mute]) -> None:
+        loop = asyncio.get_running_loop()
+        known = [visit(here.port) for _ in range(2)]
+        while len(here._strangers) < 2:
+            await asyncio.sleep(0.01)
+        for sock in known:
+            here.let_in(sock.getsockname())
+        assert here._strangers == {}
+        for _ in range(2):
+            with visit(here.port) as more:
+                more.setblocking(False)
+                assert await asyncio.wait_for(loop.sock_recv(more, 100), 5) == b""
+        assert len(made) == 2
+        known[0].close()
+        while len(here._visitors) == 2:
+            await asyncio.sleep(0.01)
+        with visit(here.port):
+            while len(made) < 3:
+                await asyncio.sleep(0.01)
+        known[1].close()
 
     run(story, tmp_path)

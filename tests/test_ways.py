@@ -70,6 +70,31 @@ def test_jump_hosts_are_visited_as_ssh_does(
         link.Link("box")
 
 
+# --- known hosts ---
+
+
+def test_a_line_of_known_hosts_that_is_damaged_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(link, "SYSTEM_KNOWN", str(tmp_path / "system"))
+    keys = [paramiko.ECDSAKey.generate() for _ in range(4)]
+    box, other, later, systems = (f"{key.get_name()} {key.get_base64()}" for key in keys)
+    (tmp_path / ".ssh").mkdir()
+    lines = [
+        "box ssh-ed25519 AAA", "box ssh-ed25519 !!!", "box ssh-ed25519", "box ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAB",
+        "\xff", f"# box {other}", f"@revoked box {other}", f"|1|junk {other}", f"|1|AAAA|AAAA {other}", "\x00", "box",
+        f"  box,\xff.local\t{box} of \xe9tienne", f"box {later}", f"other {other}",
+    ]  # fmt: skip
+    (tmp_path / ".ssh/known_hosts").write_bytes("\n".join(lines).encode("latin-1"))
+    (tmp_path / "system").write_text(f"box {other}\nfar {systems}\n")
+    (hop,) = link._hops("box", fabric.Config(ssh_config=paramiko.SSHConfig(), lazy=True))
+    link._know_hosts(hop, None)
+    known = hop.client.get_host_keys()
+    kind = keys[0].get_name()
+    assert [known.lookup(name)[kind] for name in ("box", "other", "far")] == [keys[0], keys[1], keys[3]]
+    assert known.lookup("box").keys() == [kind]
+    assert known.lookup("nobody") is None
+
+
 # --- the pin ---
 
 

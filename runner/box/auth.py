@@ -27,6 +27,7 @@ from runner.model import Principal
 _MARK = "uid:"  # no address of a network connection begins like this
 _NETWORK = "tls:"  # nor like this
 _LOOKS = ("GET", "HEAD")
+ACCOUNT_SECONDS = 2.0  # the name of an account is believed so long: each request asks, and NSS may be slow
 WHO = "gpubox.who"  # in an ASGI scope: the Principal whom Front has let in
 
 
@@ -76,8 +77,10 @@ class Gate:
         if kind.lower() != "bearer":
             raise NotTrusted("over the network this box asks for a token", ADD_HINT)
         token = tokens.holder(text.strip(), time.time())
+        if user_name(token.uid) != token.user:  # the number of an account that was removed is given to the next one
+            raise NotTrusted(f"the account that this token was made for ({token.user}) is not there any more", ADD_HINT)
         role = min(token.scope, self.role(token.uid), key=words.ROLES.index)
-        return Principal(token.uid, user_name(token.uid), role, token.id)
+        return Principal(token.uid, token.user, role, token.id)
 
     def role(self, uid: int) -> str:
         """submit or admin. Refused: neither."""
@@ -123,8 +126,13 @@ def _groups(uid: int) -> set[str]:
     return found
 
 
-@functools.lru_cache(maxsize=256)
 def user_name(uid: int) -> str:
+    """What the account with this number is called; the number, where there is none."""
+    return _account(uid, int(time.monotonic() / ACCOUNT_SECONDS))
+
+
+@functools.lru_cache(maxsize=256)
+def _account(uid: int, moment: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

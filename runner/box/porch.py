@@ -1,7 +1,8 @@
 """The porch: connections from the network that have not shown a token yet are few, and have not much time.
 
 A connection is a stranger until a request on it has been let in. Strangers beyond STRANGERS_MAX cost the oldest of the
-address that has most of them its place: who fills the room fills it for themselves.
+address that has most of them its place: who fills the room fills it for themselves. Beyond VISITORS_MAX connections in
+all, a new one is closed as it is accepted.
 """
 
 from __future__ import annotations
@@ -17,22 +18,43 @@ from contextlib import suppress
 
 from runner.errors import BadSettings
 
+VISITORS_MAX = 128  # strangers and those who are known: beside what the unix socket may have, of 1024 descriptors
 STRANGERS_MAX = 64
 STRANGER_SECONDS = 10.0  # for the handshake and the first request's headers
 GOODBYE_SECONDS = 2.0  # for the other side to close, too
 AT_ONCE = 32  # connections accepted before other work has its turn
 PAUSE_SECONDS = 1.0  # when descriptors have run out
 BACKLOG = 128
+ALIVE_SECONDS = 30  # of silence until the other side is asked for a sign of life, and between the tries
+ALIVE_TRIES = 4
 Address = tuple[str, int]
+
+
+class Visitor:
+    """A connection from its accept to its end. An address may have the next one before this one's end is noticed."""
+
+    def __init__(self, address: Address, sock: socket.socket) -> None:
+        self.address = address
+        # A descriptor of our own: the transport closes its socket when it likes, and what has got the same number since
+        # is not ours to shut down.
+        self.sock = socket.socket(fileno=os.dup(sock.fileno()))
+        self.timer: asyncio.TimerHandle | None = None
+
+    def release(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.sock.close()
 
 
 class Porch:
     def __init__(
-        self, listeners: list[socket.socket], context: ssl.SSLContext, protocol: Callable[[], asyncio.Protocol]
+        self, listeners: list[socket.socket], context: ssl.SSLContext, protocol: Callable[[Visitor], asyncio.Protocol]
     ) -> None:
+        """protocol: of a connection; it says `gone` when that is lost."""
         self._listeners, self._context, self._protocol = listeners, context, protocol
         self._loop = asyncio.get_running_loop()
-        self._strangers: dict[Address, tuple[socket.socket, asyncio.TimerHandle]] = {}  # oldest first
+        self._visitors: set[Visitor] = set()
+        self._strangers: dict[Address, Visitor] = {}  # those of them that are, oldest first
         self._greetings: set[asyncio.Task[None]] = set()
         for listener in listeners:
             self._loop.add_reader(listener, self._accept, listener)
@@ -47,19 +69,23 @@ class Porch:
         host = str(self._listeners[0].getsockname()[0])
         return host if host not in ("::", "0.0.0.0") else "127.0.0.1"
 
-    def known(self, address: Address) -> None:
-        """It is no stranger any more: a request of this connection was let in, or it has ended."""
+    def let_in(self, address: Address) -> None:
+        """A request of who came from there was let in: it is no stranger any more."""
         if address in self._strangers:
-            sock, timer = self._strangers.pop(address)
-            timer.cancel()
-            sock.close()
+            self._strangers.pop(address).release()
+
+    def gone(self, visitor: Visitor) -> None:
+        """The connection has ended; that its address may have another one is no concern of this one's."""
+        self._visitors.discard(visitor)
+        if self._strangers.get(visitor.address) is visitor:
+            self._strangers.pop(visitor.address).release()
 
     def close(self) -> None:
         for listener in self._listeners:
             self._loop.remove_reader(listener)
             listener.close()
-        for address in list(self._strangers):
-            self._dismiss(address)
+        for stranger in list(self._strangers.values()):
+            self._dismiss(stranger)
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(AT_ONCE):
@@ -79,42 +105,57 @@ class Porch:
             self._loop.add_reader(listener, self._accept, listener)
 
     def _greet(self, sock: socket.socket, address: Address) -> None:
-        sock.setblocking(False)
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if address in self._strangers:  # one that was reset: its end is not noticed yet
+            self._dismiss(self._strangers[address])
         if len(self._strangers) >= STRANGERS_MAX:
             self._make_room()
-        # A descriptor of our own: the transport closes its socket when it likes, and what has got the same number since
-        # is not ours to shut down.
-        ours = socket.socket(fileno=os.dup(sock.fileno()))
-        timer = self._loop.call_later(STRANGER_SECONDS, self._dismiss, address)
-        self._strangers[address] = (ours, timer)
-        task = self._loop.create_task(self._shake_hands(sock, address))
+        if len(self._visitors) >= VISITORS_MAX:
+            sock.close()
+            return
+        _prepare(sock)
+        visitor = Visitor(address, sock)
+        visitor.timer = self._loop.call_later(STRANGER_SECONDS, self._dismiss, visitor)
+        self._visitors.add(visitor)
+        self._strangers[address] = visitor
+        task = self._loop.create_task(self._shake_hands(sock, visitor))
         self._greetings.add(task)
         task.add_done_callback(self._greetings.discard)
 
-    async def _shake_hands(self, sock: socket.socket, address: Address) -> None:
+    async def _shake_hands(self, sock: socket.socket, visitor: Visitor) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                self._protocol,
+                lambda: self._protocol(visitor),
                 sock,
                 ssl=self._context,
                 ssl_handshake_timeout=STRANGER_SECONDS,
                 ssl_shutdown_timeout=GOODBYE_SECONDS,
             )
         except (OSError, TimeoutError):  # no TLS, or none that we speak; or gone
-            self.known(address)
+            self.gone(visitor)
             sock.close()
 
     def _make_room(self) -> None:
         (busiest, _), *_ = Counter(host for host, _ in self._strangers).most_common(1)
-        self._dismiss(next(address for address in self._strangers if address[0] == busiest))
+        self._dismiss(next(each for each in self._strangers.values() if each.address[0] == busiest))
 
-    def _dismiss(self, address: Address) -> None:
-        sock = self._strangers[address][0]
+    def _dismiss(self, stranger: Visitor) -> None:
+        """It counts as a visitor until its end."""
         with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)  # the transport sees its end, and closes it
-        self.known(address)
+            stranger.sock.shutdown(socket.SHUT_RDWR)  # the transport sees its end, and closes it
+        if self._strangers.get(stranger.address) is stranger:
+            del self._strangers[stranger.address]
+        stranger.release()
+
+
+def _prepare(sock: socket.socket) -> None:
+    """It waits for nothing, and ends when its other side is silently gone: a laptop asleep, in mid-upload perhaps."""
+    sock.setblocking(False)
+    alive = (("TCP_KEEPIDLE", ALIVE_SECONDS), ("TCP_KEEPINTVL", ALIVE_SECONDS), ("TCP_KEEPCNT", ALIVE_TRIES))
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in alive:
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def listeners(where: str) -> list[socket.socket]:

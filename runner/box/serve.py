@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -42,7 +43,7 @@ from runner.box.gpus.observer import Observer
 from runner.box.gpus.watch import Silence, Watch, driver_there
 from runner.box.history import HOST_SECONDS, History
 from runner.box.origins import own_names
-from runner.box.porch import Porch, listeners
+from runner.box.porch import Porch, Visitor, listeners
 from runner.box.prepare import Preparation
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
@@ -374,25 +375,35 @@ async def _end_when_idle(house: House, workers: Workers, end: _End) -> None:
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, which says who is at the other end."""
+    """uvicorn's, which says who is at the other end; and `here` are its connections without those of the network."""
+
+    def __init__(self, here: set[object], *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._here = here
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._here.add(self)
         self.client = peer(transport.get_extra_info("socket"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._here.discard(self)
+        super().connection_lost(exc)
 
 
 class _Visited(H11Protocol):
     """Of a connection over the network."""
 
-    porch: Porch
+    def __init__(self, porch: Porch, born: Visitor, *given: Any) -> None:
+        super().__init__(*given)
+        self._porch, self._visitor = porch, born
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.address: tuple[str, int] = transport.get_extra_info("peername")[:2]
-        self.client = visitor(self.address)
+        self.client = visitor(self._visitor.address)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.porch.known(self.address)
+        self._porch.gone(self._visitor)
         super().connection_lost(exc)
 
 
@@ -403,10 +414,12 @@ class _Server:
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what goes wrong is said by Front
         self._house = house
         self._porch: Porch | None = None
+        here: set[object] = set()
+        house.connections = here
         config = uvicorn.Config(
             make_app(house),
             loop="asyncio",
-            http=_Protocol,
+            http=partial(_Protocol, here),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
@@ -421,7 +434,6 @@ class _Server:
         config.load()
         self._server = uvicorn.Server(config)
         self._server.lifespan = config.lifespan_class(config)
-        house.connections = self._server.server_state.connections
 
     async def begin(self, sock: socket.socket) -> None:
         await self._server.startup(sockets=[sock])
@@ -433,14 +445,12 @@ class _Server:
         names = own_names(chosen.name, chosen.https_names)
         certificate = Certificate(chosen.state.certificate, names)
         porch = self._porch = Porch(listeners(chosen.https), certificate.context, self._visited)
-        self._house.network = Network(names, porch.port, porch.host, certificate.fingerprint, porch.known)
+        self._house.network = Network(names, porch.port, porch.host, certificate.fingerprint, porch.let_in)
 
-    def _visited(self) -> asyncio.Protocol:
+    def _visited(self, born: Visitor) -> asyncio.Protocol:
         assert self._porch is not None, "it is open when somebody comes in"
         config, server = self._server.config, self._server
-        made = _Visited(config, server.server_state, server.lifespan.state)
-        made.porch = self._porch
-        return made
+        return _Visited(self._porch, born, config, server.server_state, server.lifespan.state)
 
     async def finish(self) -> None:
         self._house.close_streams()

@@ -16,11 +16,12 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import fabric
 import paramiko
+from paramiko.hostkeys import HostKeyEntry
 
 from runner import errors
 
@@ -97,11 +98,11 @@ class Link:
             raise _lost(last, error) from error
         return channel
 
-    def channel(self, target: tuple[str, int]) -> Any:
+    def channel(self, target: tuple[str, int], seconds: float = CHANNEL_SECONDS) -> Any:
         """A stream to a port, as seen from the host. Unreachable: the link is down, or nobody listens there."""
         last = self._hops[-1]
         try:
-            return last.transport.open_channel("direct-tcpip", target, ("127.0.0.1", 0), timeout=CHANNEL_SECONDS)
+            return last.transport.open_channel("direct-tcpip", target, ("127.0.0.1", 0), timeout=seconds)
         except paramiko.ChannelException as error:
             raise errors.Unreachable(
                 f"{last.host} lets no tunnel through to its port {target[1]}: {error.text}",
@@ -223,13 +224,33 @@ def _hops(destination: str, config: fabric.Config, depth: int = 0) -> list[fabri
 
 def _know_hosts(hop: fabric.Connection, ask: Callable[[str], str] | None) -> None:
     ours = _files(hop, "userknownhostsfile", USERS_KNOWN)
+    known, found = hop.client.get_host_keys(), set()
     for path in (*ours, *_files(hop, "globalknownhostsfile", SYSTEM_KNOWN)):
-        try:
-            hop.client.load_system_host_keys(path)
-        except OSError:
-            continue  # there is none
+        for name, key in _lines(path):
+            if (name, key.get_name()) not in found:  # the first one is meant
+                known.add(name, key.get_name(), key)
+                found.add((name, key.get_name()))
     hashed = str(hop.ssh_config.get("hashknownhosts", "no")).lower() == "yes"
     hop.client.set_missing_host_key_policy(_Asks(ask, ours[0] if ours else "", hashed))
+
+
+def _lines(path: str) -> Iterator[tuple[str, paramiko.PKey]]:
+    """(name, perhaps hashed; key) of each line that can be read; the others are passed over, as ssh does."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return  # there is none
+    for line in lines:
+        try:
+            entry = HostKeyEntry.from_line(" ".join(line.split()))
+            for name in entry.hostnames if entry is not None else ():
+                if name.startswith("|"):
+                    paramiko.HostKeys.hash_host("", name)  # fails on what could not be compared later
+        except Exception:  # damage of any kind: paramiko has several exceptions for it
+            continue
+        if entry is not None and not line.lstrip().startswith("#"):
+            yield from ((name, entry.key) for name in entry.hostnames)
 
 
 def _files(hop: fabric.Connection, option: str, usual: str) -> list[str]:

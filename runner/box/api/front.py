@@ -24,7 +24,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-CONNECTIONS_MAX = 256  # a follower costs three descriptors, and 1024 are usual
+CONNECTIONS_MAX = 256  # on the unix socket; a follower costs three descriptors, and 1024 are usual
 JSON_BYTES = 8 << 20
 MANIFEST_BYTES = 64 << 20  # 100,000 files with long names
 HEADERS = [
@@ -49,7 +49,7 @@ class Front:
 
         self.house.requests += 1
         try:
-            if len(self.house.connections) > CONNECTIONS_MAX:
+            if networked(scope) is None and len(self.house.connections) > CONNECTIONS_MAX:  # porch.py counts the others
                 return await too_many()(scope, receive, with_headers)
             try:
                 who = self._let_in(scope)
@@ -82,7 +82,7 @@ class Front:
             origins.check(scope["headers"], network.names, scope["server"][0], network.port)
         who = scope[WHO] = self.house.gate.admit(scope)
         if network is not None and address is not None:
-            network.known(address)
+            network.let_in(address)
         return who
 
 

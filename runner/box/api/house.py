@@ -43,7 +43,7 @@ class Network:
     port: int
     address: str  # at which the box reaches it itself
     fingerprint: str  # SHA-256 of its certificate, in hex
-    known: Callable[[tuple[str, int]], None]  # a request of this connection was let in
+    let_in: Callable[[tuple[str, int]], None]  # a request of who came from there was
 
 
 @dataclass
@@ -64,7 +64,7 @@ class House:
     doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so
     gpus_known: Callable[[], Awaitable[None]] = _known  # wait, shortly, until a daemon that is new has seen its GPUs
     network: Network | None = None  # None: the box listens on its unix socket alone
-    connections: Sized = ()  # that are open now
+    connections: Sized = ()  # that are open now on the unix socket
     requests: int = 0  # being answered now, streams included
     answering: dict[str, set[asyncio.Task[Any]]] = field(default_factory=dict)  # by the id of the token that was shown
     last_request: float = 0.0  # monotonic
