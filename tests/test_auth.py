@@ -123,7 +123,8 @@ THEIRS_IS_CLOSED = {
     "POST /gpus/1/forget",
 }  # fmt: skip
 OPEN_TO_MEMBERS = {
-    "POST /jobs", "POST /jobs/1/rerun", "POST /jobs/adopt", "POST /snapshots", "POST /blobs", "POST /tokens",
+    "POST /jobs", "POST /jobs/1/rerun", "POST /jobs/adopt", "POST /snapshots", "POST /blobs", "POST /bundles",
+    "POST /tokens",
     "POST /notices/seen",
     "DELETE /tokens/1",  # which is not there, for them
 }  # fmt: skip
