@@ -150,7 +150,7 @@ class Blobs:
         else:
             missing = [sha for sha in missing if sha not in came.whole]
             if self.missing([manifest.id]):
-                came.put(manifest.id, manifest.to_bytes())
+                came.put(manifest.id, manifest.data)
             came.close()
             self._parsed = manifest
         if not missing:
@@ -192,7 +192,7 @@ class Blobs:
                 os.rename(path, self.partial(sha))
 
     def keep(self, manifest: Manifest) -> str:
-        sha = self.add(manifest.to_bytes())
+        sha = self.add(manifest.data)
         files.failpoint("code.manifest.durable")
         self._parsed = manifest
         return sha

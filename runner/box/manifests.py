@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -27,6 +27,7 @@ class Manifest:
     files: dict[str, tuple[int, int, str]]
     links: dict[str, str]
     dirs: list[str]
+    data: bytes = field(repr=False, compare=False)  # the way it is written down
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -52,7 +53,7 @@ class Manifest:
             raise errors.TooLarge("the snapshot is too large", "leave data out in .runnerignore")
         _one_tree([*checked, *targets, *empty])
         data = manifest_bytes(checked, targets, empty)
-        return cls(sha256(data).hexdigest(), checked, targets, empty)
+        return cls(sha256(data).hexdigest(), checked, targets, empty, data)
 
     def edited(self, files: Mapping[str, object]) -> Manifest:
         """The same tree with other contents or modes of some files: it is as valid as this one was."""
@@ -60,10 +61,7 @@ class Manifest:
         if sum(size for _, size, _ in whole.values()) > LIMIT_BYTES:
             raise errors.TooLarge("the snapshot is too large", "leave data out in .runnerignore")
         data = manifest_bytes(whole, self.links, self.dirs)
-        return Manifest(sha256(data).hexdigest(), whole, self.links, self.dirs)
-
-    def to_bytes(self) -> bytes:
-        return manifest_bytes(self.files, self.links, self.dirs)
+        return Manifest(sha256(data).hexdigest(), whole, self.links, self.dirs, data)
 
     @property
     def bytes(self) -> int:

@@ -108,18 +108,28 @@ class Snapshot:
     def offer(self, whole: bool) -> dict[str, Any]:
         """The list of files as a box takes it: all of it, or what changed since the base; links or dirs of None are as
         they were there."""
-        files, links, empty = self.parts["files"], self.parts["links"], self.parts["dirs"]
-        body = {"id": self.id, "base": None, "files": files, "removed": [], "links": links, "dirs": empty}
+        parts = self.parts
+        files, links, empty = parts["files"], parts["links"], parts["dirs"]
+        body: dict[str, Any] = {
+            "id": self.id,
+            "base": None,
+            "files": files,
+            "removed": [],
+            "links": links,
+            "dirs": empty,
+        }
         if whole or self._before is None:
             return body
-        before = self._before.parts()
-        old = before["files"]
         body["base"] = self.base
-        body["files"] = {path: entry for path, entry in files.items() if old.get(path) != entry}
-        body["removed"] = [path for path in old if path not in files]
-        if links == before["links"]:
+        if self._before.files == self.seen.files:
+            body["files"] = self.seen.edits(self._before)
+        else:
+            old = self._before.parts()["files"]
+            body["files"] = {path: entry for path, entry in files.items() if old.get(path) != entry}
+            body["removed"] = [path for path in old if path not in files]
+        if (self.seen.links, self.seen.targets) == (self._before.links, self._before.targets):
             body["links"] = None
-        if empty == before["dirs"]:
+        if empty == self._before.empty:
             body["dirs"] = None
         return body
 

@@ -119,19 +119,22 @@ async def bundle(here: Here, who: Who, request: Request, key: Key = None) -> Res
     submission, wish, frames, digest = _unbundled(await request.body())
     if key is not None and (upload := here.uploads.get((who.uid, key))) is not None:
         await upload.keep()  # whoever asks again has lost the connection, even if we don't know that yet
-    missing = await here.call(lambda: _delivered(here, wish, frames))
+    missing = await here.call(lambda: _delivered(here, submission, wish, frames))
     if missing["missing"]:
         return answer(missing, 202)
     return await submitted(here, who, submission, key, digest)
 
 
-def _delivered(here: House, wish: Offer, frames: memoryview) -> dict[str, Any]:
+def _delivered(here: House, submission: Submission, wish: Offer, frames: memoryview) -> dict[str, Any]:
     receiver = Receiver(here.blobs, INLINE_BYTES)
     try:
         receiver.feed(frames)
-        return _missing(here, wish, receiver)
+        missing = _missing(here, wish, receiver)
     finally:
         receiver.abort()
+    if not missing["missing"]:
+        here.recipes.environment(submission.spec)  # while we are in a thread; the submission finds it in memory
+    return missing
 
 
 def _unbundled(body: bytes) -> tuple[Submission, Offer, memoryview, str]:
@@ -178,5 +181,5 @@ async def files(here: Here, job_id: JobId) -> Response:
     snapshot = here.job(job_id).snapshot
     if snapshot is None:
         return answer({"version": 1, "files": {}, "links": {}, "dirs": []})
-    manifest = await here.call(lambda: here.blobs.manifest(snapshot).to_bytes())
+    manifest = await here.call(lambda: here.blobs.manifest(snapshot).data)
     return Response(manifest, media_type="application/json")
