@@ -123,7 +123,8 @@ THEIRS_IS_CLOSED = {
     "POST /gpus/1/forget", "POST /environments/prune",
 }  # fmt: skip
 OPEN_TO_MEMBERS = {
-    "POST /jobs", "POST /jobs/1/rerun", "POST /jobs/adopt", "POST /snapshots", "POST /blobs", "POST /tokens",
+    "POST /jobs", "POST /jobs/1/rerun", "POST /jobs/adopt", "POST /snapshots", "POST /blobs", "POST /bundles",
+    "POST /tokens",
     "POST /notices/seen",
     "PUT /secrets/1", "DELETE /secrets/1",  # of their own
     "DELETE /tokens/1",  # which is not there, for them

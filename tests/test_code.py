@@ -7,13 +7,15 @@ import json
 import os
 import sys
 import threading
+import time
+import zlib
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner import errors, files
@@ -86,8 +88,8 @@ GOOD = {"version": 1, "files": {"a/b": [0o644, 1, SHA]}, "links": {"l": "a/b"}, 
 def test_a_manifest_is_named_by_its_canonical_bytes() -> None:
     shuffled = dict(reversed(GOOD.items()))
     manifest = code.Manifest.parse(json.dumps(shuffled).encode())
-    assert manifest.to_bytes() == json.dumps(GOOD, sort_keys=True, separators=(",", ":")).encode()
-    assert manifest.id == sha(manifest.to_bytes())
+    assert manifest.data == json.dumps(GOOD, sort_keys=True, separators=(",", ":")).encode()
+    assert manifest.id == sha(manifest.data)
     assert manifest.folders() == ["a", "e", "f", "f/g"]
 
 
@@ -287,6 +289,150 @@ def test_a_bad_stream_is_refused_and_nothing_of_it_is_stored(blobs: code.Blobs, 
     assert tidy(blobs)
 
 
+# --- parts, and cuts -----------------------------------------------------------------------------------------------
+
+
+def part(data: bytes, start: int, end: int, packed: bool = False) -> bytes:
+    sent = min(zlib.compress(data[start:end]) if packed else data[start:end], data[start:end], key=len)
+    return b"%b %d %d %d %d\n%b" % (sha(data).encode(), len(data), start, end - start, len(sent), sent)
+
+
+TEXT = b"word " * 40_000
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, len(TEXT) - 1), max_size=5), st.lists(st.booleans(), min_size=6, max_size=6))
+def test_a_content_arrives_in_parts_packed_or_not(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], packed: list[bool]
+) -> None:
+    blobs = code.Blobs(str(tmp_path_factory.mktemp("blobs")))
+    at = [0, *sorted(set(cuts)), len(TEXT)]
+    stream = b"".join(part(TEXT, start, end, each) for start, end, each in zip(at, at[1:], packed, strict=False))
+    assert receive(blobs, frame(b"before"), stream[:1000], stream[1000:], part(b"", 0, 0), frame(b"after")) == 4
+    assert blobs.read(sha(TEXT)) == TEXT
+    assert tidy(blobs)
+
+
+BAD_PARTS = {
+    "a gap": part(TEXT, 0, 10) + part(TEXT, 11, len(TEXT)),
+    "one twice": part(TEXT, 0, 10) + part(TEXT, 0, 10),
+    "another content in between": part(TEXT, 0, 10) + frame(b"x"),
+    "a later one first": part(TEXT, 10, len(TEXT)),
+    "the last is missing": part(TEXT, 0, 10),
+    "longer than the content": f"{sha(b'abc')} 3 0 4 4\nabcd".encode(),
+    "longer packed than unpacked": f"{sha(b'abc')} 3 0 3 4\nabcd".encode(),
+    "too long": f"{SHA} {1 << 30} 0 {1 << 30} 5\nabcde".encode(),
+    "packed by nobody": f"{SHA} 1000 0 1000 5\nabcde".encode(),
+    "packed to nothing": f"{SHA} 1000 0 1000 0\n".encode(),
+    "a bomb": f"{SHA} 100 0 100 50\n".encode() + zlib.compress(bytes(10_000)).ljust(50, b"\0")[:50],
+    "less than it says": f"{SHA} 100 0 100 10\n".encode() + zlib.compress(b"aa").ljust(10, b"x")[:10],
+    "another content's": part(b"abc", 0, 3).replace(b"abc", b"abd"),
+    "a part of four numbers": f"{SHA} 10 0 10\n0123456789".encode(),
+}
+
+
+@pytest.mark.parametrize("stream", BAD_PARTS.values(), ids=BAD_PARTS.keys())
+def test_a_bad_part_is_refused_and_nothing_of_it_is_stored(blobs: code.Blobs, stream: bytes) -> None:
+    with pytest.raises(errors.BadData):
+        receive(blobs, GOOD_FRAME, stream)
+    assert stored(blobs) == set()
+    assert tidy(blobs)
+    assert blobs.held([sha(TEXT), SHA]) == {}
+
+
+@pytest.mark.parametrize("at", [1, 80, 70_000, 131_500, 199_999])
+def test_after_a_cut_nothing_that_arrived_is_sent_again(blobs: code.Blobs, at: int) -> None:
+    first = frame(b"first") + frame(TEXT)
+    receiver = code.Receiver(blobs)
+    receiver.feed(first[:at])
+    receiver.keep()
+    receiver.keep()
+    with pytest.raises(errors.Busy):
+        receiver.feed(first[at:])
+    lacks = blobs.missing({sha(b"first"): 5, sha(TEXT): len(TEXT)})
+    assert lacks == ([sha(b"first")] if at < 75 else []) + [sha(TEXT)]
+    held = blobs.held(lacks).get(sha(TEXT), 0)
+    assert at - held < 64 << 10 if at < 65_000 else at - held < 200
+    assert receive(blobs, frame(b"first"), part(TEXT, held, len(TEXT), True)) == 2
+    assert blobs.read(sha(TEXT)) == TEXT
+    assert blobs.held([sha(TEXT)]) == {}
+    assert tidy(blobs)
+
+
+def test_a_shorter_beginning_does_not_replace_a_longer_one(blobs: code.Blobs) -> None:
+    for length in (100_000, 80_000):
+        receiver = code.Receiver(blobs)
+        receiver.feed(frame(TEXT)[: length + 72])
+        receiver.keep()
+        assert 99_900 < blobs.held([sha(TEXT)])[sha(TEXT)] <= 100_000
+    receive(blobs, frame(TEXT))
+    assert blobs.held([sha(TEXT)]) == {}
+
+
+def test_a_beginning_is_taken_by_one_upload_only(blobs: code.Blobs) -> None:
+    receiver = code.Receiver(blobs)
+    receiver.feed(frame(TEXT)[:100_072])
+    receiver.keep()
+    held = blobs.held([sha(TEXT)])[sha(TEXT)]
+    first = code.Receiver(blobs)
+    first.feed(part(TEXT, held, len(TEXT))[:200])
+    with pytest.raises(errors.BadData, match="is gone"):
+        receive(blobs, part(TEXT, held, len(TEXT)))
+    first.feed(part(TEXT, held, len(TEXT))[200:])
+    assert first.close() == 1
+
+
+def test_what_a_killed_daemon_was_receiving_is_a_beginning_for_the_next(blobs: code.Blobs) -> None:
+    receiver = code.Receiver(blobs)
+    receiver.feed(frame(b"whole") + frame(TEXT)[:150_000])
+    again = code.Blobs(blobs.directory)
+    held = again.held([sha(b"whole"), sha(TEXT)])
+    assert held[sha(b"whole")] == 5
+    assert receive(again, part(b"whole", 5, 5), part(TEXT, held[sha(TEXT)], len(TEXT))) == 2
+    assert (again.read(sha(b"whole")), again.read(sha(TEXT))) == (b"whole", TEXT)
+    assert tidy(again)
+
+
+def test_a_beginning_that_nobody_continues_is_collected(blobs: code.Blobs) -> None:
+    receiver = code.Receiver(blobs)
+    receiver.feed(frame(TEXT)[:150_000])
+    receiver.keep()
+    assert blobs.collect([], 3600) == 0
+    assert blobs.collect([], 3600, time.time() + 4000, dry_run=True) > 100_000
+    assert blobs.collect([], 3600, time.time() + 4000) > 100_000
+    assert blobs.held([sha(TEXT)]) == {}
+
+
+def test_what_a_snapshot_was_found_to_have_is_pinned_again_within_the_hour(
+    blobs: code.Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a day passes before a collection may touch it, however often its answer came from memory."""
+    first = make(blobs, {"a": b"one", "b": b"two"})
+    blobs.offer(first.id, first.id, {}, [], None, None)
+    after = code.Manifest.of({**first.files, "a": (0o644, 5, sha(b"three"))}, {}, [])
+    old = blobs.path(sha(b"two"))
+    os.utime(old, (0, 0))
+    came = code.Receiver(blobs)
+    came.feed(frame(b"three"))
+    assert blobs.offer(after.id, first.id, {"a": [0o644, 5, sha(b"three")]}, [], None, None, came) == []
+    assert os.stat(old).st_mtime == 0, "found a moment ago: not touched"
+    later = time.time() + 3601
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert blobs.whole(after.id).id == after.id
+    assert os.stat(old).st_mtime > 0
+    assert blobs.read(sha(b"three")) == b"three"
+
+
+def test_a_change_of_names_is_checked_like_a_whole_list(blobs: code.Blobs) -> None:
+    base = make(blobs, {"a": b"one", "d/b": b"two"})
+    entry = [0o644, 3, sha(b"one")]
+    for files_, removed in (({"d": entry}, []), ({"a/x": entry}, []), ({"../x": entry}, []), ({"a": "?"}, [])):
+        with pytest.raises(errors.BadData):
+            code.apply_changes(base, SHA, files_, removed, None, None)
+    wanted = code.Manifest.of({"c": entry, "d/b": base.files["d/b"]}, {}, [])
+    assert code.apply_changes(base, wanted.id, {"c": entry}, ["a"], None, None) == wanted
+
+
 def test_more_than_the_limit_is_refused_before_it_is_written(blobs: code.Blobs) -> None:
     with pytest.raises(errors.TooLarge):
         receive(blobs, frame(b"12345"), frame(b"678901"), limit_bytes=10)
@@ -357,15 +503,17 @@ def test_a_name_that_is_no_hash_reaches_no_file(blobs: code.Blobs) -> None:
 # --- offers and collecting -----------------------------------------------------------------------------------------
 
 
-def test_an_offer_names_what_is_missing_and_keeps_the_manifest_when_nothing_is(blobs: code.Blobs) -> None:
+def test_an_offer_names_what_is_missing_and_is_a_base_from_then_on(blobs: code.Blobs) -> None:
     entries = {"a": [0o644, 3, sha(b"one")]}
     manifest = code.Manifest.of(entries, {}, [])
     assert blobs.offer(manifest.id, None, entries, [], {}, []) == [sha(b"one")]
-    with pytest.raises(errors.SnapshotUnknown):
-        blobs.manifest(manifest.id)
-    receive(blobs, frame(b"one"))
-    assert blobs.offer(manifest.id, None, entries, [], {}, []) == []
     assert blobs.manifest(manifest.id) == manifest
+    with pytest.raises(errors.SnapshotUnknown, match="1 of 1 contents"):
+        blobs.whole(manifest.id)
+    assert blobs.offer(manifest.id, manifest.id, {}, [], None, None) == [sha(b"one")]
+    receive(blobs, frame(b"one"))
+    assert blobs.offer(manifest.id, manifest.id, {}, [], None, None) == []
+    assert blobs.whole(manifest.id) == manifest
     assert blobs.offer(manifest.id, manifest.id, {}, [], {}, []) == []
     with pytest.raises(errors.SnapshotUnknown):
         blobs.offer(manifest.id, SHA, {}, [], {}, [])
@@ -443,7 +591,7 @@ def test_a_damaged_content_is_named_and_made_good_by_the_next_submit(
 
 
 def test_a_damaged_manifest_is_not_believed(blobs: code.Blobs, manifest: code.Manifest) -> None:
-    Path(blobs.path(manifest.id)).write_bytes(manifest.to_bytes().replace(b"void", b"viod"))
+    Path(blobs.path(manifest.id)).write_bytes(manifest.data.replace(b"void", b"viod"))
     fresh = code.Blobs(blobs.directory)
     with pytest.raises(errors.StateDamaged):
         fresh.manifest(manifest.id)

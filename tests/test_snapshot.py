@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tools import need
 
 from runner import errors
 from runner.box import code
-from runner.laptop import hashes, index, snapshot, walk
+from runner.laptop import client, delivery, hashes, index, snapshot, upload, walk
 
 GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
 
@@ -65,7 +66,9 @@ def put(root: Path, name: str, text: str = "x") -> Path:
 
 
 def take(root: Path, **options: Any) -> snapshot.Snapshot:
-    return snapshot.begin(str(root), **options).finish()
+    taken = snapshot.begin(str(root), **options).finish()
+    taken.remember()
+    return taken
 
 
 def names(taken: snapshot.Snapshot) -> set[str]:
@@ -80,29 +83,70 @@ def age(root: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 10) -> Non
     monkeypatch.setattr(snapshot.time, "time_ns", lambda: now)
 
 
-class FakeBox:
-    """POST /snapshots and /blobs, straight into the box's own blobs."""
+class FakeBox(client.Client):
+    """POST /bundles, /blobs and /jobs, straight into the box's own blobs."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, knows_bundles: bool = True) -> None:
+        super().__init__(lambda: None, "far")  # type: ignore[arg-type, return-value]
         self.blobs = code.Blobs(str(directory))
+        self.knows_bundles = knows_bundles
         self.asked: list[tuple[str, Any]] = []
         self.before_blobs: Callable[[], None] = lambda: None
+        self.before_jobs: Callable[[], None] = lambda: None
+        self.jobs: list[str] = []
 
     def request(
         self, method: str, path: str, json: Any = None, body: Any = None, headers: Any = None
     ) -> tuple[int, dict[str, str], Any]:
-        self.asked.append((path, json))
+        wire = loads(json)
+        if path == "/bundles":
+            return self._bundle(body)
+        self.asked.append((path, wire))
+        if path == "/jobs":
+            self.before_jobs()
+            return 201, {}, self._made(wire)
         if path == "/snapshots":
-            wire = loads(json)
+            assert not self.knows_bundles
             return 200, {}, {"missing": self.blobs.offer(wire.pop("id"), **wire)}
         self.before_blobs()
-        receiver = code.Receiver(self.blobs)
-        try:
+        with received(self.blobs) as receiver:
             for piece in body:
                 receiver.feed(piece)
             return 200, {}, {"stored": receiver.close()}
-        finally:
-            receiver.abort()
+
+    def _bundle(self, body: bytes) -> tuple[int, dict[str, str], Any]:
+        sizes, _, rest = body.partition(b"\n")
+        first, second = map(int, sizes.split())
+        news = json.loads(rest[first : first + second])
+        self.asked.append(("/bundles", dict(news)))
+        if not self.knows_bundles:
+            raise errors.NotFound("not part of the API")
+        with received(self.blobs) as receiver:
+            receiver.feed(rest[first + second :])
+            missing = self.blobs.offer(news.pop("id"), **news, came=receiver)
+        if missing:
+            return 202, {}, {"missing": missing, "held": self.blobs.held(missing)}
+        return 201, {}, self._made(json.loads(rest[:first]))
+
+    def _made(self, submission: Any) -> Any:
+        self.jobs.append(self.blobs.whole(submission["spec"]["snapshot"]).id)
+        return {"id": len(self.jobs)}
+
+
+@contextmanager
+def received(blobs: code.Blobs) -> Iterator[code.Receiver]:
+    receiver = code.Receiver(blobs)
+    try:
+        yield receiver
+    finally:
+        receiver.abort()
+
+
+def send(box: FakeBox, taken: snapshot.Snapshot) -> snapshot.Snapshot:
+    """Submitted with its code; the snapshot that became a job."""
+    answer, sent = delivery.deliver(box, {"spec": {}}, taken, "key")
+    assert (answer["id"], box.jobs[-1]) == (len(box.jobs), sent.id)
+    return sent
 
 
 def loads(body: Any) -> Any:
@@ -298,7 +342,7 @@ def test_odd_names_reach_the_box_and_its_trees(project: Path, box: FakeBox, tmp_
         (project / name).mkdir()
         put(project, f"{name}/{name}")
         (project / name / "void").mkdir()
-    taken = snapshot.send(box, take(project))
+    taken = send(box, take(project))
     assert names(taken) == {f"{name}/{name}" for name in spelled} | {f"{name}/void/" for name in spelled}
     code.make_tree(box.blobs, box.blobs.manifest(taken.id), str(tmp_path / "tree"))
     assert sorted(os.listdir(os.fsencode(tmp_path / "tree"))) == sorted(map(os.fsencode, spelled))
@@ -320,7 +364,7 @@ def test_any_name_and_any_content_comes_out_as_it_went_in(tmp_path: Path, files:
             expected[name] = content
             (root / os.fsdecode(name)).write_bytes(content)
     box = FakeBox(tmp_path / "blobs")
-    taken = snapshot.send(box, take(root))
+    taken = send(box, take(root))
     shutil.rmtree(tmp_path / "tree", ignore_errors=True)
     code.make_tree(box.blobs, box.blobs.manifest(taken.id), str(tmp_path / "tree"))
     made = os.fsencode(tmp_path / "tree")
@@ -753,7 +797,7 @@ def test_an_index_damaged_anywhere_never_stops_a_submit(project: Path, box: Fake
         assert index.load(str(project)) is None
         path.write_bytes(whole[:at])
         assert index.load(str(project)) is None
-    assert snapshot.send(box, take(project)).id == right
+    assert send(box, take(project)).id == right
 
 
 def test_a_cache_that_can_t_be_written_does_no_harm(project: Path, cache: Path) -> None:
@@ -802,32 +846,119 @@ def test_only_what_the_box_lacks_is_sent(project: Path, box: FakeBox) -> None:
     put(project, "same", "one")
     put(project, "b", "two" * 1_000_000)
     put(project, "none", "")
-    first = snapshot.send(box, take(project))
-    assert [path for path, _ in box.asked] == ["/snapshots", "/blobs", "/snapshots"]
+    first = send(box, take(project))
+    assert [path for path, _ in box.asked] == ["/bundles", "/blobs", "/jobs"]
     assert box.blobs.manifest(first.id).files["a"][2] == first.parts["files"]["same"][2]
     assert snapshot.read_manifest(box.blobs.read(first.id)) == first.parts
     put(project, "a", "changed")
     box.asked.clear()
-    second = snapshot.send(box, take(project))
+    second = send(box, take(project))
     assert box.asked[0][1]["base"] == first.id
     assert list(box.asked[0][1]["files"]) == ["a"]
+    assert [path for path, _ in box.asked] == ["/bundles"], "a small edit is one request"
     assert box.blobs.manifest(second.id).id == second.id
 
 
 def test_a_box_that_does_not_know_the_base_gets_everything(project: Path, box: FakeBox, tmp_path: Path) -> None:
     put(project, "a", "one")
-    snapshot.send(box, take(project))
+    send(box, take(project))
     put(project, "a", "two")
     other = FakeBox(tmp_path / "other")
-    taken = snapshot.send(other, take(project))
+    taken = send(other, take(project))
     assert other.blobs.manifest(taken.id).id == taken.id
+
+
+def test_a_box_without_bundles_is_asked_as_its_time_did(project: Path, tmp_path: Path) -> None:
+    older = FakeBox(tmp_path / "older", knows_bundles=False)
+    put(project, "a", "one" * 100_000)
+    os.symlink("a", project / "l")
+    first = send(older, take(project))
+    assert [path for path, _ in older.asked] == ["/bundles", "/snapshots", "/blobs", "/snapshots", "/jobs"]
+    put(project, "a", "two")
+    older.asked.clear()
+    send(older, take(project))
+    changes = older.asked[1][1]
+    assert (changes["base"], list(changes["files"]), changes["links"]) == (first.id, ["a"], {"l": "a"})
+
+
+def test_what_the_box_lost_between_upload_and_submission_is_sent_again(project: Path, box: FakeBox) -> None:
+    put(project, "a", "one")
+    put(project, "b", "two")
+    left = iter([True, False])
+
+    def lose() -> None:
+        if next(left):
+            os.unlink(box.blobs.path(hashes.sha256()(b"one").hexdigest()))
+            box.blobs.losses += 1
+
+    box.before_jobs = lose
+    sent = send(box, take(project))
+    assert [path for path, _ in box.asked] == ["/bundles", "/blobs", "/jobs", "/bundles", "/blobs", "/jobs"]
+    assert box.jobs == [sent.id]
+    assert list(box.asked[3][1]["files"]) == []
+
+
+def test_a_box_that_always_asks_for_more_is_given_up(project: Path, box: FakeBox) -> None:
+    put(project, "a", "one")
+
+    def lose() -> None:
+        os.unlink(box.blobs.path(hashes.sha256()(b"one").hexdigest()))
+        box.blobs.losses += 1
+
+    box.before_jobs = lose
+    with pytest.raises(errors.SnapshotUnknown):
+        send(box, take(project))
+
+
+def test_a_box_that_asks_for_what_is_not_ours_is_told_so(project: Path, box: FakeBox) -> None:
+    put(project, "a", "one")
+    taken = take(project)
+    for answer in ({"missing": ["0" * 64], "held": {}}, {"missing": ["../x"], "held": {"../x": 1}}):
+        with pytest.raises(errors.BadData, match="not ours"):
+            delivery.Delivery(box, {"spec": {}}, taken, "key")._complete(answer)
+
+
+def test_an_edit_of_much_is_asked_about_first(project: Path, box: FakeBox) -> None:
+    put(project, "a", "one")
+    send(box, take(project))
+    put(project, "a", "x" * (delivery.INLINE_BYTES + 1))
+    box.asked.clear()
+    send(box, take(project))
+    assert [path for path, _ in box.asked] == ["/bundles", "/blobs", "/jobs"]
+
+
+def test_a_small_file_that_changes_before_it_is_read_is_taken_anew(project: Path, box: FakeBox) -> None:
+    put(project, "a", "one")
+    send(box, take(project))
+    put(project, "a", "two")
+    second = take(project)
+    put(project, "a", "three")
+    sent = send(box, second)
+    assert sent.id != second.id
+    assert box.blobs.read(sent.parts["files"]["a"][2]) == b"three"
+
+
+def test_packing_ends_where_it_costs_more_than_it_saves() -> None:
+    pace = upload.Pace()
+    text = b"word " * 20_000
+    assert pace.pays()
+    assert len(pace.packed(text)) < len(text) / 10
+    pace.tell_sent(1_000_000, 1000.0)
+    assert pace.pays()
+    for _ in range(20):
+        pace.tell_sent(10_000_000, 0.0)
+    assert not pace.pays()
+    noise = os.urandom(100_000)
+    assert upload.packed(noise) is noise
+    assert upload.packed(b"short") == b"short"
+    assert upload.frame("0" * 64, text, packs=False).endswith(b" 100000\n" + text)
 
 
 def test_a_file_that_changes_before_it_is_sent_is_taken_anew(project: Path, box: FakeBox) -> None:
     put(project, "a", "one")
     first = take(project)
     put(project, "a", "two")
-    sent = snapshot.send(box, first)
+    sent = send(box, first)
     assert sent.id != first.id
     assert box.blobs.read(sent.parts["files"]["a"][2]) == b"two"
 
@@ -837,7 +968,7 @@ def test_a_file_that_changes_whenever_it_is_sent_is_named(project: Path, box: Fa
     count = iter(range(100))
     box.before_blobs = lambda: put(project, "a", f"other {next(count)}") and None
     with pytest.raises(errors.BadData, match="a changed each of the 3 times it was sent"):
-        snapshot.send(box, take(project))
+        send(box, take(project))
     assert os.listdir(f"{box.blobs.directory}/incoming") == []
 
 
@@ -848,7 +979,7 @@ def test_trouble_of_the_box_is_passed_on(project: Path, box: FakeBox) -> None:
     put(project, "a")
     box.before_blobs = full
     with pytest.raises(errors.DiskFull):
-        snapshot.send(box, take(project))
+        send(box, take(project))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"version":2}', b'{"version":1}', b"\xff"])

@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from runner import errors, files
-from runner.box.manifests import LIMIT_BYTES, LIMIT_FILES, SHA, Manifest, apply_changes
+from runner.box.manifests import SHA, Manifest, apply_changes
+
+if TYPE_CHECKING:
+    from runner.box.receiver import Receiver
 
 FEW = 8  # up to so many files or folders are synced one by one; beyond, one syncfs is cheaper
-_HEADER = re.compile(rb"([0-9a-f]{64}) (0|[1-9][0-9]{0,18})")
-_HEADER_MAX = 64 + 1 + 19 + 1
+FRESH_SECONDS = 3600.0  # a snapshot found whole is not looked through again; well below the grace of a collection
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Blobs:
-    """`<directory>/ab/cdef...`: contents under their sha256. `incoming/` holds what is not yet durable."""
+    """`<directory>/ab/cdef...`: contents under their sha256. `incoming/` holds what is not yet durable, `partial/` the
+    beginnings of contents whose upload was cut."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self._pins = threading.Lock()  # between pinning and collecting
         self._parsed: Manifest | None = None
-        self.losses = 0  # contents found missing or damaged
-        self._checked = ("", 0)  # the snapshot last found to be whole, and the losses by then
-        os.makedirs(directory, 0o700, exist_ok=True)
-        self._incoming = f"{directory}/incoming"
-        shutil.rmtree(self._incoming, ignore_errors=True)  # of a daemon that died
-        os.makedirs(self._incoming, 0o700, exist_ok=True)
+        self.losses = 0  # contents found missing or damaged, or taken away
+        self._checked = ("", 0, 0.0)  # the snapshot last found to be whole, the losses by then, and when it was pinned
+        self._incoming, self._partial = f"{directory}/incoming", f"{directory}/partial"
+        for folder in (self._incoming, self._partial):
+            os.makedirs(folder, 0o700, exist_ok=True)
+        self._rescue()
 
     def path(self, sha: str) -> str:
         if not SHA.fullmatch(sha):
@@ -77,10 +79,14 @@ class Blobs:
         sha = sha256(data).hexdigest()
         if not self.missing({sha: len(data)}):
             return sha
-        receiver = Receiver(self)
-        receiver.feed(f"{sha} {len(data)}\n".encode())
-        receiver.feed(data)
-        receiver.close()
+        with disk_words("a file could not be stored"):
+            folder = self.incoming()
+            try:
+                write(f"{folder}/{sha}", data)
+                files.failpoint("code.blob.written")
+                self.settle(folder, [sha])
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
         return sha
 
     def manifest(self, snapshot: str) -> Manifest:
@@ -101,27 +107,92 @@ class Blobs:
     def whole(self, snapshot: str) -> Manifest:
         """A manifest with all of its contents here. SnapshotUnknown when some are not, so that they are sent again."""
         manifest = self.manifest(snapshot)
-        if self._checked != (snapshot, self.losses) and (lost := self.missing(manifest.sizes)):
+        losses, now = self.losses, time.time()
+        if self._pinned(snapshot) is not None:
+            return manifest
+        if lost := self.missing(manifest.sizes):
             raise errors.SnapshotUnknown(
                 f"{len(lost)} of {len(manifest.sizes)} contents of the snapshot {snapshot[:12]} are gone from the box",
                 "submit again from your computer, which sends them anew",
             )
+        self._checked = snapshot, losses, now
         return manifest
 
+    def _pinned(self, snapshot: str | None) -> float | None:
+        """When the contents of this snapshot were last found and pinned, if that is not long ago and none was lost."""
+        checked, losses, when = self._checked
+        fresh = 0 <= time.time() - when < FRESH_SECONDS
+        return when if checked == snapshot and losses == self.losses and fresh else None
+
     def offer(
-        self, snapshot: str, base: str | None, files: object, removed: object, links: object, dirs: object
+        self,
+        snapshot: str,
+        base: str | None,
+        files: object,
+        removed: object,
+        links: object,
+        dirs: object,
+        came: Receiver | None = None,
     ) -> list[str]:
-        """POST /snapshots: the contents that the box lacks; when there are none, the manifest is kept, durably."""
+        """The contents that the box lacks, besides those that came along. The manifest is kept with these, durably."""
         known = self.manifest(base) if base is not None else None
         manifest = apply_changes(known, snapshot, files, removed, links, dirs)
-        missing = self.missing(manifest.sizes)
-        if not missing:
+        losses, now = self.losses, time.time()
+        pinned = self._pinned(base)
+        if known is not None and pinned is not None:
+            now, old = pinned, known.sizes
+            wanted = {sha: size for sha, size in manifest.sizes.items() if sha not in old}
+        else:
+            wanted = manifest.sizes
+        missing = self.missing(wanted)
+        if came is None:
             self.keep(manifest)
-            self._checked = manifest.id, self.losses
+        else:
+            missing = [sha for sha in missing if sha not in came.whole]
+            if self.missing([manifest.id]):
+                came.put(manifest.id, manifest.data)
+            came.close()
+            self._parsed = manifest
+        if not missing:
+            self._checked = manifest.id, losses, now
         return missing
 
+    def held(self, missing: Iterable[str]) -> dict[str, int]:
+        """How many bytes of the beginning of each are here, durably, of those that were cut while they arrived."""
+        found = {}
+        for sha in missing:
+            try:
+                fd = os.open(self.partial(sha), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                with disk_words("what arrived could not be made durable"):
+                    os.fsync(fd)
+                found[sha] = os.fstat(fd).st_size
+            finally:
+                os.close(fd)
+        return found
+
+    def partial(self, sha: str) -> str:
+        """Where the beginning of a content waits for the rest."""
+        if not SHA.fullmatch(sha):
+            raise errors.BadData(f"{sha!a} is not a sha256")
+        return f"{self._partial}/{sha}"
+
+    def keep_partial(self, path: str, sha: str) -> None:
+        """Put the beginning of a content aside, unless more of it is here already."""
+        with self._pins:
+            if self.has(sha):
+                return
+            try:
+                known = os.stat(self.partial(sha)).st_size
+            except FileNotFoundError:
+                known = 0
+            if os.stat(path).st_size > known:
+                os.rename(path, self.partial(sha))
+
     def keep(self, manifest: Manifest) -> str:
-        sha = self.add(manifest.to_bytes())
+        sha = self.add(manifest.data)
         files.failpoint("code.manifest.durable")
         self._parsed = manifest
         return sha
@@ -152,6 +223,8 @@ class Blobs:
                         freed += status.st_blocks * 512
                 except FileNotFoundError:
                     continue
+        if freed and not dry_run:
+            self.losses += 1  # what was found whole before has to be looked through again
         return freed
 
     def _all(self) -> Iterator[tuple[str, str]]:
@@ -159,6 +232,16 @@ class Blobs:
             if len(first) == 2:
                 for rest in os.listdir(f"{self.directory}/{first}"):
                     yield first + rest, f"{self.directory}/{first}/{rest}"
+        for name in os.listdir(self._partial):
+            yield "", f"{self._partial}/{name}"
+
+    def _rescue(self) -> None:
+        """What a daemon that died was receiving is the beginning of something, to be checked when the rest comes."""
+        for folder in os.listdir(self._incoming):
+            for sha in os.listdir(f"{self._incoming}/{folder}"):
+                if SHA.fullmatch(sha):
+                    os.rename(f"{self._incoming}/{folder}/{sha}", self.partial(sha))
+            shutil.rmtree(f"{self._incoming}/{folder}", ignore_errors=True)
 
     def damaged(self, sha: str, what: str) -> NoReturn:
         """Take a damaged blob away, so that the next submit sends it anew, and say so."""
@@ -190,8 +273,26 @@ class Blobs:
                     except FileExistsError:
                         pass
                 os.rename(f"{folder}/{sha}", f"{into}/{sha[2:]}")
+            for sha in {*os.listdir(self._partial)}.intersection(shas):
+                with suppress(FileNotFoundError):  # taken by an upload that goes on with it
+                    os.unlink(f"{self._partial}/{sha}")
             _sync(sorted(touched), self.directory, os.O_RDONLY | os.O_DIRECTORY)
         files.failpoint("code.blob.durable")
+
+
+def write(path: str, data: bytes) -> None:
+    """A new file, not yet durable."""
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, data)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(fd, view) :]
 
 
 def _sync(paths: list[str], directory: str, flags: int) -> None:
@@ -222,95 +323,3 @@ def disk_words(doing: str) -> Iterator[None]:
         if error.errno in files.DISK_FAILED:
             raise errors.StateDamaged(f"the box's disk failed: {doing}: {error.strerror}", "check the disk") from error
         raise
-
-
-class Receiver:
-    """The body of POST /blobs, pushed in pieces of any size: `<sha256> <size>\\n<bytes>`, again and again.
-
-    Nothing is stored before close(), and then everything, durably. Whatever goes wrong leaves nothing behind.
-    """
-
-    def __init__(self, blobs: Blobs, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._blobs = blobs
-        self._room = limit_bytes
-        self._header = b""
-        self._left = 0
-        self._sha = ""
-        self._fd: int | None = None
-        self._digest = sha256()
-        self._shas: dict[str, None] = {}
-        with disk_words("a file could not be received"):
-            self._folder = blobs.incoming()
-
-    def feed(self, data: bytes) -> None:
-        try:
-            with disk_words("a file could not be received"):
-                view = memoryview(data)
-                while len(view):
-                    view = self._content(view) if self._fd is not None else self._read_header(view)
-        except BaseException:
-            self.abort()
-            raise
-
-    def close(self) -> int:
-        """How many contents are now durable."""
-        try:
-            if self._fd is not None or self._header:
-                raise errors.BadData("the files sent to the box ended in the middle of one", "submit again")
-            files.failpoint("code.blob.written")
-            if self._shas:
-                with disk_words("a file could not be made durable"):
-                    self._blobs.settle(self._folder, list(self._shas))
-        finally:
-            self.abort()
-        return len(self._shas)
-
-    def abort(self) -> None:
-        """Forget what was not closed."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _read_header(self, view: memoryview) -> memoryview:
-        piece = bytes(view[:_HEADER_MAX])
-        end = piece.find(b"\n")
-        self._header += piece if end < 0 else piece[:end]
-        if end < 0 and len(self._header) < _HEADER_MAX:
-            return view[len(piece) :]
-        match = _HEADER.fullmatch(self._header)
-        if end < 0 or match is None:
-            raise errors.BadData("the files sent to the box are not in its format", "upgrade `runner`")
-        self._header = b""
-        self._begin(match[1].decode(), int(match[2]))
-        return view[end + 1 :]
-
-    def _begin(self, sha: str, size: int) -> None:
-        self._room -= size
-        if self._room < 0 or len(self._shas) >= LIMIT_FILES:
-            raise errors.TooLarge("more was sent than the box takes at once", "leave data out in .runnerignore")
-        flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC
-        self._fd = os.open(f"{self._folder}/{sha}", flags, 0o600)
-        self._sha, self._left, self._digest = sha, size, sha256()
-        if not size:
-            self._end()
-
-    def _content(self, view: memoryview) -> memoryview:
-        assert self._fd is not None, "a header comes first"
-        piece = view[: self._left]
-        self._digest.update(piece)
-        self._left -= len(piece)
-        rest = view[len(piece) :]
-        while len(piece):
-            piece = piece[os.write(self._fd, piece) :]
-        if not self._left:
-            self._end()
-        return rest
-
-    def _end(self) -> None:
-        if self._digest.hexdigest() != self._sha:
-            raise errors.BadData(f"a content does not match its name {self._sha[:12]}", "submit again")
-        assert self._fd is not None, "only a begun content ends"
-        os.close(self._fd)
-        self._fd = None
-        self._shas[self._sha] = None

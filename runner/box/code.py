@@ -1,6 +1,7 @@
 """Code on the box, from the front: what the daemon and the API say about it, in one place.
 
-    Blobs, Receiver      contents by hash, and the stream that brings them          blobs.py
+    Blobs                contents by their hash                                     blobs.py
+    Receiver             the stream that brings them                                receiver.py
     Manifest             a snapshot's list of files, always a valid one             manifests.py
     make_tree, Trees     the folders that jobs run in                               trees.py
 
@@ -10,8 +11,9 @@ worker thread.
 
 from __future__ import annotations
 
-from runner.box.blobs import Blobs, Receiver
+from runner.box.blobs import Blobs
 from runner.box.manifests import Manifest, apply_changes
+from runner.box.receiver import Receiver
 from runner.box.trees import Trees, make_tree, remove_tree
 
 __all__ = ["Blobs", "Manifest", "Receiver", "Trees", "apply_changes", "make_tree", "remove_tree"]

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -27,6 +27,7 @@ class Manifest:
     files: dict[str, tuple[int, int, str]]
     links: dict[str, str]
     dirs: list[str]
+    data: bytes = field(repr=False, compare=False)  # the way it is written down
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -52,10 +53,15 @@ class Manifest:
             raise errors.TooLarge("the snapshot is too large", "leave data out in .runnerignore")
         _one_tree([*checked, *targets, *empty])
         data = manifest_bytes(checked, targets, empty)
-        return cls(sha256(data).hexdigest(), checked, targets, empty)
+        return cls(sha256(data).hexdigest(), checked, targets, empty, data)
 
-    def to_bytes(self) -> bytes:
-        return manifest_bytes(self.files, self.links, self.dirs)
+    def edited(self, files: Mapping[str, object]) -> Manifest:
+        """The same tree with other contents or modes of some files: it is as valid as this one was."""
+        whole = {**self.files, **_files(files)}
+        if sum(size for _, size, _ in whole.values()) > LIMIT_BYTES:
+            raise errors.TooLarge("the snapshot is too large", "leave data out in .runnerignore")
+        data = manifest_bytes(whole, self.links, self.dirs)
+        return Manifest(sha256(data).hexdigest(), whole, self.links, self.dirs, data)
 
     @property
     def bytes(self) -> int:
@@ -89,12 +95,18 @@ def manifest_bytes(files: Mapping[str, Sequence[Any]], links: Mapping[str, str],
 def apply_changes(
     base: Manifest | None, snapshot: str, files: object, removed: object, links: object, dirs: object
 ) -> Manifest:
-    """The manifest that `snapshot` names, from one that the box has and what changed. All links and dirs are given."""
+    """The manifest that `snapshot` names, from one that the box has and what changed. links and dirs: all of them, or
+    None: as they were."""
     if not isinstance(files, dict) or not isinstance(removed, list):
         raise _hostile("files or removed are missing")
-    gone = set(map(str, removed))
-    kept = {path: entry for path, entry in base.files.items() if path not in gone} if base else {}
-    manifest = Manifest.of({**kept, **files}, links, dirs)
+    if base is not None and links is None and dirs is None and not removed and files.keys() <= base.files.keys():
+        manifest = base.edited(files)
+    else:
+        gone = set(map(str, removed))
+        kept = {path: entry for path, entry in base.files.items() if path not in gone} if base else {}
+        links = base.links if base is not None and links is None else links
+        dirs = base.dirs if base is not None and dirs is None else dirs
+        manifest = Manifest.of({**kept, **files}, links, dirs)
     if manifest.id != snapshot:
         raise errors.BadData(
             "the list of files does not match the snapshot's name", "submit again; if it stays, see `runner doctor`"

@@ -89,7 +89,9 @@ def _here(spec: dict[str, Any]) -> Side:
     from runner.laptop import snapshot
 
     root = snapshot.root_of(os.getcwd())
-    parts = snapshot.begin(root).finish().parts
+    found = snapshot.begin(root).finish()
+    found.remember()
+    parts = found.parts
     by_sha = {entry[2]: path for path, entry in parts["files"].items()}
 
     def read(sha: str) -> bytes:

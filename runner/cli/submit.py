@@ -85,7 +85,6 @@ Examples:
   runner diff 41 42       what changed between two jobs
 """
 GPU_IDS = ("uuid", "index")
-TRIES = 3  # of sending: what the box lost between our question and our submission is sent again
 
 
 def submit(arguments: list[str]) -> int:
@@ -107,7 +106,9 @@ def submit(arguments: list[str]) -> int:
     limit = values.size("--max-size", largest) if largest else snapshot.LIMIT_BYTES
     walk = snapshot.begin(spec["project"], include=given.all("--include"), limit_bytes=limit)
     if "--dry-run" in given:
-        return _rehearse(given, body, walk.finish(), start)
+        found = walk.finish()
+        found.remember()
+        return _rehearse(given, body, found, start)
     api = boxes.open_box(box)
     spec["after"] = _after(given, api)
     return _send(given, api, body, walk.finish())
@@ -338,37 +339,35 @@ def _after(given: Given, api: Client) -> list[dict[str, Any]]:
 
 
 def _send(given: Given, api: Client, body: dict[str, Any], snap: Snapshot | None) -> int:
-    key = {"Idempotency-Key": client.new_key()}
-    text, asked = "no files", False
+    key = client.new_key()
     try:
-        for tries in range(TRIES):
-            try:
-                if snap:
-                    if tries or not snap.unchanged:  # the box most likely has it; it says so if not
-                        snap = _deliver(api, snap)
-                    body["spec"]["snapshot"] = snap.id
-                    news = "unchanged" if snap.unchanged and not tries else f"{snap.sent or 'none'} sent"
-                    text = f"{output.many(snap.count, 'file')}, {output.size(snap.bytes)}; {news}"
-                asked = True
-                _, _, answer = api.request("POST", "/jobs", json=body, headers=key)
-                break
-            except (errors.SnapshotUnknown, client.Lost) as failure:
-                # A submission that was lost was already repeated, and must not be with other files under its key.
-                if tries == TRIES - 1 or (asked and isinstance(failure, client.Lost)):
-                    raise
-                asked = False
+        answer, snap = _sent(api, body, snap, key)
     except KeyboardInterrupt:
         output.say("interrupted while submitting; `runner ps` shows whether it was accepted")
         return 130
+    text = "no files"
+    if snap:
+        news = "unchanged" if snap.unchanged and not snap.sent else f"{snap.sent or 'none'} sent"
+        text = f"{output.many(snap.count, 'file')}, {output.size(snap.bytes)}; {news}"
     for warning in snap.warnings if snap else ():
         output.say(f"note: {warning}")
     return _accepted(given, api, answer, text)
 
 
-def _deliver(api: Client, snap: Snapshot) -> Snapshot:
-    from runner.laptop import snapshot
+def _sent(api: Client, body: dict[str, Any], snap: Snapshot | None, key: str) -> tuple[dict[str, Any], Snapshot | None]:
+    """(what the box answers, the snapshot that it took)."""
+    if snap is None or snap.id == snap.base:  # the box most likely has it; it says so if not
+        if snap:
+            body["spec"]["snapshot"] = snap.id
+            api.meanwhile = snap.remember
+        try:
+            return api.request("POST", "/jobs", json=body, headers={"Idempotency-Key": key})[2], snap
+        except errors.SnapshotUnknown:
+            if snap is None:
+                raise
+    from runner.laptop import delivery
 
-    return snapshot.send(api, snap)
+    return delivery.deliver(api, body, snap, key)
 
 
 def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str) -> int:

@@ -178,6 +178,7 @@ class Client:
         self.connect = connect
         self.always = {"Host": box}  # headers of every request
         self.greet: Callable[[Client, dict[str, str]], bool] | None = None  # sees the first reply; True: ask again
+        self.meanwhile: Callable[[], None] | None = None  # done once, while the box is at work on the next request
         self._idle: Connection | None = None
 
     def request(
@@ -278,6 +279,9 @@ class Client:
         head = f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode()
         try:
             self._upload(connection, head, body)
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile:
+                meanwhile()
             return connection.head()
         except BaseException:
             connection.close()

@@ -87,12 +87,25 @@ class Index:
         """All that was judged."""
         return {*self.paths(), *self.passed}
 
+    def entry(self, number: int) -> list[int | str]:
+        """A file's mode, size and hash, as in a manifest."""
+        stats, at = self.stats, number * FIELDS
+        return [mode_of(stats[at + 4]), stats[at], self.shas[64 * number : 64 * number + 64]]
+
+    def edits(self, before: Index) -> dict[str, list[int | str]]:
+        """The entries that changed; both must have the same files."""
+        changed = {}
+        for number, path in enumerate(self.files):
+            at, here = number * FIELDS, slice(64 * number, 64 * number + 64)
+            if self.stats[at : at + FIELDS] != before.stats[at : at + FIELDS] or self.shas[here] != before.shas[here]:
+                entry = self.entry(number)
+                if entry != before.entry(number):
+                    changed[path] = entry
+        return changed
+
     def parts(self) -> dict[str, Any]:
         """The manifest that `snapshot` is the hash of."""
-        files = {
-            path: [mode_of(self.stats[n * FIELDS + 4]), self.stats[n * FIELDS], self.sha(n)]
-            for n, path in enumerate(self.files)
-        }
+        files = {path: self.entry(number) for number, path in enumerate(self.files)}
         return {"files": files, "links": dict(zip(self.links, self.targets, strict=True)), "dirs": self.empty}
 
 

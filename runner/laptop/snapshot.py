@@ -1,9 +1,9 @@
-"""A project's files as one value: found, hashed where they changed, named by one hash, and sent to a box.
+"""A project's files as one value: found, hashed where they changed, named by one hash. delivery.py sends it to a box.
 
     walk = begin(root_of("train.py"))   git starts listing
     ...                                 the caller does other work
     snapshot = walk.finish()            nothing is read or hashed that the index knows
-    snapshot = send(client, snapshot)   only what the box lacks; the answer may be newer if files changed meanwhile
+    snapshot.remember()                 for the next look; it can wait until the box is at work
 
 Modules that cost milliseconds (hashlib, json, walk, pathspec) are imported when something did change.
 """
@@ -20,20 +20,10 @@ from runner.laptop.light import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from typing import Any, NoReturn, Protocol
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
     from runner.laptop.walk import Names
-
-    class Client(Protocol):
-        def request(
-            self,
-            method: str,
-            path: str,
-            json: dict[str, Any] | None = None,
-            body: bytes | Iterable[bytes] | None = None,
-            headers: dict[str, str] | None = None,
-        ) -> tuple[int, Mapping[str, str], Any]: ...
 
 
 LIMIT_BYTES = 1 << 30
@@ -76,11 +66,21 @@ class Snapshot:
     """id: the hash of its manifest. base: a snapshot that a box may know, as the nearest to tell changes from."""
 
     __slots__ = (
-        "_before", "_parts", "base", "bytes", "count", "id", "limits", "root", "seen", "sent", "unchanged", "warnings",
+        "_before", "_columns", "_parts", "base", "bytes", "count", "id", "limits", "root", "seen", "sent", "unchanged",
+        "warnings",
     )  # fmt: skip
 
-    def __init__(self, root: str, seen: index.Index, before: index.Index | None, limits: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        root: str,
+        seen: index.Index,
+        before: index.Index | None,
+        limits: tuple[int, int],
+        columns: dict[str, Any] | None = None,
+    ) -> None:
+        """columns: of the index, as far as they are not yet written."""
         self.root = root
+        self._columns = columns
         self.seen = seen
         self.limits = limits
         self._before = before
@@ -99,16 +99,38 @@ class Snapshot:
             self._parts = self.seen.parts()
         return self._parts
 
+    def remember(self) -> None:
+        """Write the index, unless it says this already. Without it the next look reads again what this one did."""
+        columns, self._columns = self._columns, None
+        if columns is not None:
+            index.save(self.root, columns)
+
     def offer(self, whole: bool) -> dict[str, Any]:
-        """The body of POST /snapshots: everything, or what changed since the base."""
-        files, links, empty = self.parts["files"], self.parts["links"], self.parts["dirs"]
-        body = {"id": self.id, "base": None, "files": files, "removed": [], "links": links, "dirs": empty}
+        """The list of files as a box takes it: all of it, or what changed since the base; links or dirs of None are as
+        they were there."""
+        parts = self.parts
+        files, links, empty = parts["files"], parts["links"], parts["dirs"]
+        body: dict[str, Any] = {
+            "id": self.id,
+            "base": None,
+            "files": files,
+            "removed": [],
+            "links": links,
+            "dirs": empty,
+        }
         if whole or self._before is None:
             return body
-        old = self._before.parts()["files"]
         body["base"] = self.base
-        body["files"] = {path: entry for path, entry in files.items() if old.get(path) != entry}
-        body["removed"] = [path for path in old if path not in files]
+        if self._before.files == self.seen.files:
+            body["files"] = self.seen.edits(self._before)
+        else:
+            old = self._before.parts()["files"]
+            body["files"] = {path: entry for path, entry in files.items() if old.get(path) != entry}
+            body["removed"] = [path for path in old if path not in files]
+        if (self.seen.links, self.seen.targets) == (self._before.links, self._before.targets):
+            body["links"] = None
+        if empty == self._before.empty:
+            body["dirs"] = None
         return body
 
 
@@ -164,9 +186,9 @@ class Walk:
         ):
             return Snapshot(self.root, known, known, self._limits)
         if known and listings == known.listings and known.include == self._include:
-            seen = _mend(self.root, known, stats, self._began, self._limits)
-            if seen:
-                return Snapshot(self.root, seen, known, self._limits)
+            columns = _mend(self.root, known, stats, self._began, self._limits)
+            if columns:
+                return Snapshot(self.root, index.Index(columns), known, self._limits, columns)
         return self._look(listings.get(""))
 
     def _look(self, top: str | None) -> Snapshot:
@@ -177,7 +199,8 @@ class Walk:
             try:
                 names = walk.of(self.root, top, self._include)
                 _check_size(names, *self._limits)
-                return Snapshot(self.root, _hash(names, known, self._began), self._known, self._limits)
+                columns = _hash(names, known, self._began)
+                return Snapshot(self.root, index.Index(columns), self._known, self._limits, columns)
             except FileNotFoundError:
                 continue  # a file went between being found and being read: look again
             except OSError as error:
@@ -201,8 +224,8 @@ def begin(
     return Walk(root, names, (limit_bytes, limit_files), known)
 
 
-def _hash(names: Names, known: dict[str, tuple[index.Stamp, str]], began_ns: int) -> index.Index:
-    """Name every file by its content, reading only those that the index does not know, and write the index."""
+def _hash(names: Names, known: dict[str, tuple[index.Stamp, str]], began_ns: int) -> dict[str, Any]:
+    """Name every file by its content, reading only those that the index does not know: the columns of a new index."""
     sha256 = hashes.sha256()
     files: dict[str, tuple[index.Stamp, str]] = {}
     for path, stamp in names.files.items():
@@ -214,7 +237,7 @@ def _hash(names: Names, known: dict[str, tuple[index.Stamp, str]], began_ns: int
     stamps = [stamp for stamp, _ in files.values()]
     stamps += [stamp for stamp, _ in names.links.values()]
     stamps += [*names.folders.values(), *names.watched.values()]
-    columns: dict[str, Any] = {
+    return {
         "snapshot": sha256(manifest).hexdigest(),
         "include": names.include,
         "bytes": sum(stamp[0] for stamp, _ in files.values()),
@@ -230,14 +253,12 @@ def _hash(names: Names, known: dict[str, tuple[index.Stamp, str]], began_ns: int
         "warnings": names.warnings,
         "stats": index.settled(stamps, began_ns),
     }
-    index.save(names.root, columns)
-    return index.Index(columns)
 
 
 def _mend(
     root: str, known: index.Index, stats: list[int], began_ns: int, limits: tuple[int, int]
-) -> index.Index | None:
-    """The last look with the edits since, and the index written; None when a new look is needed."""
+) -> dict[str, Any] | None:
+    """The last look with the edits since, as the columns of a new index; None when a new look is needed."""
     from runner.laptop import edits
 
     found = edits.mended(root, known, stats)
@@ -250,8 +271,7 @@ def _mend(
     manifest = manifest_bytes(index.Index(columns).parts())
     columns["snapshot"] = hashes.sha256(len(manifest))(manifest).hexdigest()
     columns["stats"] = index.settled(found.stamps, began_ns)
-    index.save(root, columns)
-    return index.Index(columns)
+    return columns
 
 
 # --- size ----------------------------------------------------------------------------------------------------------
@@ -307,104 +327,3 @@ def size_text(size: float) -> str:
             break
         size /= 1024
     return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-
-
-# --- sending -------------------------------------------------------------------------------------------------------
-
-
-def send(client: Client, snapshot: Snapshot) -> Snapshot:
-    """Make a box have this snapshot. When files changed since it was taken, a new one is taken and sent instead."""
-    for attempt in range(TRIES):
-        if attempt:
-            snapshot = begin(snapshot.root, snapshot.seen.include, *snapshot.limits, known=False).finish()
-        changed = _deliver(client, snapshot)
-        if changed is None:
-            return snapshot
-    raise errors.BadData(
-        f"{shown(changed or '')} changed each of the {TRIES} times it was sent",
-        "wait until it is complete, or leave it out with a line in .runnerignore",
-    )
-
-
-def _deliver(client: Client, snapshot: Snapshot) -> str | None:
-    """None when the box has it all; else the path of a file whose content is no longer what the snapshot says."""
-    for _ in range(TRIES):
-        missing = _offer(client, snapshot)
-        if not missing:
-            return None
-        frames = Frames(snapshot, missing)
-        snapshot.sent += len(missing)
-        try:
-            client.request("POST", "/blobs", body=frames, headers={"Content-Type": "application/octet-stream"})
-        except Exception:  # whatever the client makes of it: did we break off?
-            if frames.changed is None:
-                raise
-            return frames.changed
-    raise errors.BadData(f"the box still asks for {len(missing)} files after they were sent", "see `runner doctor`")
-
-
-def _offer(client: Client, snapshot: Snapshot) -> list[str]:
-    """The hashes of the contents that the box lacks."""
-    try:
-        whole = snapshot.unchanged
-        _, _, reply = client.request("POST", "/snapshots", json=snapshot.offer(whole))
-    except errors.SnapshotUnknown:
-        _, _, reply = client.request("POST", "/snapshots", json=snapshot.offer(whole=True))
-    missing: list[str] = reply["missing"]
-    return missing
-
-
-class Frames:
-    """The body of POST /blobs: contents read from disk and checked on the way. Small ones share a piece."""
-
-    def __init__(self, snapshot: Snapshot, missing: Iterable[str]) -> None:
-        self._root = snapshot.root
-        paths = {entry[2]: (path, entry[1]) for path, entry in snapshot.parts["files"].items()}
-        try:
-            self._wanted = [(sha, *paths[sha]) for sha in missing]
-        except KeyError as error:
-            raise errors.BadData(f"the box asks for what is not ours: {error}", "see `runner doctor`") from None
-        self._kind = hashes.sha256(sum(size for _, _, size in self._wanted))
-        self.changed: str | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        gathered: list[bytes] = []
-        weight = 0
-        for sha, path, size in self._wanted:
-            for piece in self._pieces(sha, path, size):
-                gathered.append(piece)
-                weight += len(piece)
-                if weight >= hashes.PIECE:
-                    yield b"".join(gathered)
-                    gathered, weight = [], 0
-        if gathered:
-            yield b"".join(gathered)
-
-    def _pieces(self, sha: str, path: str, size: int) -> Iterator[bytes]:
-        """A piece is only given away when what follows can still show the box that the content is not what it says:
-        the last one waits for the hash."""
-        digest = self._kind()
-        yield f"{sha} {size}\n".encode()
-        left = size
-        try:
-            fd = hashes.open_file(self._root, path)
-        except (OSError, errors.BadData):
-            self._give_up(path)
-        try:
-            while left:
-                piece = os.read(fd, min(left, hashes.PIECE))
-                digest.update(piece)
-                left -= len(piece)
-                if not piece or (not left and digest.hexdigest() != sha):
-                    self._give_up(path)
-                yield piece
-            if not size and digest.hexdigest() != sha:
-                self._give_up(path)
-        except OSError as error:
-            raise hashes.unreadable(path, error) from None
-        finally:
-            os.close(fd)
-
-    def _give_up(self, path: str) -> NoReturn:
-        self.changed = path
-        raise errors.BadData(f"{shown(path)} changed while it was sent")

@@ -3,7 +3,7 @@ and, where the owner says so, over HTTPS.
 
 jobs.py   submit, list, show, wishes          house.py   what the routes may reach
 logs.py   logs, outputs, events               front.py   limits, headers, errors
-code.py   snapshots and contents
+code.py   snapshots and contents                 uploads.py   contents on their way
 gpus.py   the GPUs
 history.py  what they did, notices, numbers for Prometheus
 tokens.py who may come in over the network

@@ -106,7 +106,7 @@ def limited(scope: Scope, receive: Receive) -> Receive:
     path = scope.get("path", "")
     if path.endswith("/blobs"):
         return receive
-    limit = MANIFEST_BYTES if path.endswith("/snapshots") else JSON_BYTES
+    limit = MANIFEST_BYTES if path.endswith(("/snapshots", "/bundles")) else JSON_BYTES
     said = next((value for name, value in scope.get("headers", ()) if name == b"content-length"), b"0")
     room = limit
 

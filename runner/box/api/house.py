@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Request, Response
+from fastapi import Depends, Header, Path, Request, Response
 
 from runner import errors
+from runner.box.api.uploads import Upload
 from runner.box.auth import Gate
 from runner.box.code import Blobs
 from runner.box.custody import Custody
@@ -67,6 +68,7 @@ class House:
     connections: Sized = ()  # that are open now on the unix socket
     requests: int = 0  # being answered now, streams included
     answering: dict[str, set[asyncio.Task[Any]]] = field(default_factory=dict)  # by the id of the token that was shown
+    uploads: dict[tuple[int, str], Upload] = field(default_factory=dict)  # that go on, by whose and which key
     last_request: float = 0.0  # monotonic
     _streams: set[asyncio.Event] = field(default_factory=set)
     closing: bool = False
@@ -107,6 +109,19 @@ class House:
         for task in self.answering.get(token, set()) - {asyncio.current_task()}:
             task.cancel()
 
+    @contextmanager
+    def upload(self, uid: int, key: str | None, upload: Upload) -> Iterator[None]:
+        """An upload that goes on, and that whoever knows its key may take over."""
+        if key is None:
+            yield
+            return
+        self.uploads[uid, key] = upload
+        try:
+            yield
+        finally:
+            if self.uploads.get((uid, key)) is upload:
+                del self.uploads[uid, key]
+
     def touch(self) -> None:
         self.last_request = time.monotonic()
 
@@ -122,6 +137,7 @@ async def house(request: Request) -> House:
 
 
 Here = Annotated[House, Depends(house)]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 JobId = Annotated[int, Path(ge=1, le=ID_MAX)]
 
 

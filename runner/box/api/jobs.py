@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from runner import errors, words
 from runner.box import launches, listing
-from runner.box.api.house import Here, House, JobId, answer, checked, expanded
+from runner.box.api.house import Here, House, JobId, Key, answer, checked, expanded
 from runner.box.auth import Who
 from runner.box.store import Group
 from runner.box.submissions import command
@@ -25,8 +25,6 @@ from runner.model import Attempt, Job, JobSpec, Principal, Submission, Submitted
 routes = APIRouter()
 
 FINISHED_MAX = 10_000  # in one reply; `all` streams any number
-
-Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
 @dataclass
@@ -133,8 +131,12 @@ class Adoption:
 
 @routes.post("/jobs", status_code=201, response_model=Submitted)
 async def submit(here: Here, who: Who, submission: Submission, request: Request, key: Key = None) -> Response:
+    return await submitted(here, who, submission, key, hashlib.sha256(await request.body()).hexdigest())
+
+
+async def submitted(here: House, who: Principal, submission: Submission, key: str | None, digest: str) -> Response:
+    """digest: of what the key may stand for."""
     await _learn(here, who, submission.spec)
-    digest = hashlib.sha256(await request.body()).hexdigest()
     made, known = here.wishes.submit(who, submission, key, digest)
     return answer(made, 200 if known else 201)
 
