@@ -27,8 +27,8 @@ VALUES = {
     "runner_supervisor_python": "/usr/bin/python3",
     "runner_state": STATE,
     "runner_data": "/srv/gpubox/data",
-    "runner_secrets": "/var/lib/gpubox-secrets",
-    "runner_secrets | basename": "gpubox-secrets",
+    "runner_vault": "/var/lib/gpubox-secrets",
+    "runner_vault | basename": "gpubox-secrets",
 }
 USERS = (
     "useradd --system --home-dir /var/lib/gpubox gpubox",

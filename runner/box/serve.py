@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import runner
-from runner.box import premises, settings
+from runner.box import chores, premises, settings
 from runner.box.api import House, make_app
 from runner.box.api.house import Network
 from runner.box.auth import Gate, Members, peer, visitor
@@ -39,9 +39,8 @@ from runner.box.gpus.collectors import Door, spawner
 from runner.box.gpus.exports import JobFiles
 from runner.box.gpus.frames import Frame
 from runner.box.gpus.meter import Step
-from runner.box.gpus.observer import Observer
 from runner.box.gpus.watch import Silence, Watch, driver_there
-from runner.box.history import HOST_SECONDS, History
+from runner.box.history import History
 from runner.box.origins import own_names
 from runner.box.porch import Porch, Visitor, listeners
 from runner.box.prepare import Preparation
@@ -64,8 +63,6 @@ if TYPE_CHECKING:
 GOODBYE_SECONDS = 5  # for requests that are being answered when the daemon ends
 PARENT_SECONDS = 1.0
 KNOWN_SECONDS = 6.0  # that who asks about GPUs waits for the first look at them; a driver may take long to wake
-HOUSEKEEPING_SECONDS = 3600.0
-IDLE_LOOKS = 15  # in the time after which an idle daemon ends
 
 
 def serve(by_command: bool, ready: int | None, demo: bool = False) -> int:
@@ -114,6 +111,10 @@ class _End:
         self.again = again
         self.wanted.set()
 
+    def idly(self) -> None:
+        self.idle = True
+        self.leave()
+
     def doomed(self, problem: Problem) -> None:
         self._diary.write(f"the daemon ends, jobs go on: {problem.message}; {problem.hint}")
         self.problem = problem
@@ -146,11 +147,14 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         turns.wake()
         diary.write(f"{runner.__version__} listens on {chosen.socket}")
         _tell(ready, chosen, play)
-        chores = [asyncio.create_task(_keep_house(house, diary)), asyncio.create_task(_watch_host(house, diary))]
+        begun = [
+            asyncio.create_task(chores.keep_house(house, diary)),
+            asyncio.create_task(chores.watch_host(house, diary)),
+        ]
         if play is not None:
-            chores.append(asyncio.create_task(play.play(turns.wake, diary.write)))
+            begun.append(asyncio.create_task(play.play(turns.wake, diary.write)))
         if by_command and not chosen.https:  # nobody could start it from elsewhere
-            chores.append(asyncio.create_task(_end_when_idle(house, made.workers, end)))
+            begun.append(asyncio.create_task(chores.end_when_idle(house, made.workers, end.idly)))
         gc.collect()
         gc.freeze()
         await end.wanted.wait()
@@ -161,7 +165,7 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         await server.finish()
         if end.idle and made.daemon.book.jobs:
             end.again = True  # a job came in while the door was closing
-        for chore in chores:
+        for chore in begun:
             chore.cancel()
     return end
 
@@ -336,39 +340,6 @@ def _tell(ready: int | None, chosen: Settings, play: Stage | None) -> None:
         print(play.invitation, flush=True)  # noqa: T201
     elif sys.stdout is not None and sys.stdout.isatty():
         print(f"the box {chosen.name} listens on {chosen.socket}; Ctrl-C ends it, jobs go on", flush=True)  # noqa: T201
-
-
-# --- chores ---
-
-
-async def _keep_house(house: House, diary: Diary) -> None:
-    while True:
-        try:
-            await house.retention.keep_house()
-        except Exception as error:  # in an hour it may work
-            diary.write(f"could not clean up: {type(error).__name__}: {error}")
-        await asyncio.sleep(HOUSEKEEPING_SECONDS)
-
-
-async def _watch_host(house: House, diary: Diary) -> None:
-    look, judge = diary.guarded(house.history.look), diary.guarded(Observer(house.daemon).look)
-    while True:
-        look(time.time())
-        judge(time.time())
-        await asyncio.sleep(HOST_SECONDS)
-
-
-async def _end_when_idle(house: House, workers: Workers, end: _End) -> None:
-    """A daemon that a command started ends after a while without jobs, requests and followers."""
-    patience = house.daemon.settings.idle_minutes * 60
-    house.touch()
-    while True:
-        await asyncio.sleep(patience / IDLE_LOOKS)
-        if house.daemon.book.jobs or house.requests or not workers.idle:
-            house.touch()
-        elif time.monotonic() - house.last_request >= patience:
-            end.idle = True
-            return end.leave()
 
 
 # --- HTTP ---
