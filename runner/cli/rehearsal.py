@@ -18,7 +18,8 @@ def rehearse(given: Given, body: dict[str, Any], snap: Snapshot | None, start: s
     spec = body["spec"]
     if snap:
         spec["snapshot"] = snap.id
-    environment = "base" if "--base" in given else _declared_environment(spec, start)
+    wanted = spec.get("environment")  # as typed: base, conda:NAME
+    environment = wanted or _declared_environment(spec, start)
     size = {"count": snap.count, "bytes": snap.bytes} if snap else {"count": 0, "bytes": 0}
     if "--json" in given:
         output.json({**body, "files": size, "environment": environment})
