@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -82,3 +85,28 @@ def test_who_is_no_member_is_told_so_and_gets_no_token(owner: Owner, laptop: Lap
     lets_in(owner, "mallory", laptop)
     done = laptop.call("box", "add", "--name", "mallory", "mallory@gpubox")
     assert (done.returncode, "sudo adduser mallory gpubox" in done.stderr) == (77, True), done.stdout + done.stderr
+
+
+def test_a_secret_is_its_owners_and_root_keeps_it(owner: Owner, laptop: Laptop) -> None:
+    canary = "canary-4711"
+    for name in ("ada", "eve"):
+        laptop.run("box", "add", "--name", name, f"{name}@gpubox")
+    setting = [sys.executable, "-P", "-m", "runner", "secret", "set", "--box", "ada", "KEY"]
+    done = subprocess.run(setting, input=f"{canary}\n", text=True, capture_output=True, env=laptop.env, timeout=60)
+    assert done.returncode == 0, done.stderr
+    job = ["submit", "--no-files", "--base", "--secret", "KEY", "--", "sh", "-c", "printf %s $KEY | sha256sum"]
+    said = laptop.run(job[0], "--box", "ada", *job[1:], cwd=laptop.home)
+    assert said.split()[0] == hashlib.sha256(canary.encode()).hexdigest()
+    refused = laptop.call(job[0], "--box", "eve", *job[1:])
+    assert (refused.returncode, "the secret KEY is not set" in refused.stderr) == (64, True), refused.stderr
+    assert "no secret of yours" in laptop.call("secret", "--box", "eve").stderr
+    found = owner.host.run("grep -rlsF --file=- /var /etc /run /tmp /srv /home || true", text=canary).split()
+    assert [path.rpartition("/")[2] for path in found] == ["KEY"], found
+    modes = owner.host.run("cd /var/lib/gpubox-secrets && stat -c '%a %U' . * */KEY").split()
+    assert modes == ["700", "root", "700", "root", "600", "root"]
+    search = 'read -r what; journalctl --output export | grep --text --count --fixed-strings "$what" || true'
+    assert owner.host.run(search, text=f"{canary}\n") == "0\n"
+    inside = laptop.call("exec", "--box", "ada", "1", "sh", "-c", "id -un; echo $RUNNER_JOB_ID; command -v python3")
+    assert inside.stdout.split()[:2] == ["ada", "1"], inside.stderr
+    assert "not yours to enter" in inside.stderr
+    laptop.run("secret", "remove", "--box", "ada", "KEY")
