@@ -30,7 +30,7 @@ VALUES = (
     ["/dev/sda"],
     [["x"]],
 )
-NAMES = ("memory_bytes", "cpus", "gpus", "grace")
+NAMES = ("memory_bytes", "cpus", "gpus", "grace", "secrets")
 
 
 def ask(packet: bytes) -> str:
@@ -55,6 +55,7 @@ def attempt(state: str, job: int, data: bytes) -> str:
 
 def packets(chance: random.Random) -> list[bytes]:
     verbs = [b"start", b"stop", b"make-tree", b"remove", b"read-outputs", b"build-env", b"exec", b"", b"START"]
+    verbs += [b"set-secret", b"list-secrets", b"remove-secret", b"get-secret"]
     words = [
         b"1",
         b"-1",
@@ -88,6 +89,7 @@ def main(state: str) -> None:
     for name in NAMES:
         for value in VALUES:
             harmless = (value == [] and name == "gpus") or (name == "grace" and value == 1.5)
+            harmless |= name == "secrets" and not value  # none
             job += 1
             attempt(state, job, json.dumps(SPEC | {name: value}).encode())
             if not harmless and not ask(b"start %d 1" % job).startswith("no "):
