@@ -8,12 +8,14 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fabric
 import paramiko
 import pytest
+import tools
 
 from runner import errors, paths
 from runner.box.certificate import Certificate
@@ -274,6 +276,97 @@ def test_a_keeper_that_nobody_uses_leaves(tmp_path: Path, monkeypatch: pytest.Mo
     keeper.Keeper(path, listener, "nowhere", ("127.0.0.1", 1)).run()
     listener.close()
     assert not os.path.exists(path)
+
+
+class Line:
+    """In the place of a Link: its channels are sockets, and it may be dead, which nobody is told."""
+
+    def __init__(self) -> None:
+        self.dead, self.closed = False, False
+        self.waited: list[float] = []
+        self.far: list[socket.socket] = []
+
+    def channel(self, target: tuple[str, int], seconds: float) -> Any:
+        self.waited.append(seconds)
+        if self.dead:
+            raise errors.Unreachable("the ssh connection was lost: Timeout opening channel.")
+        ours, far = socket.socketpair()
+        self.far.append(far)
+        return Channel(fileno=ours.detach())
+
+    def close(self) -> None:
+        self.closed = True
+        for each in self.far:
+            each.close()
+
+
+class Channel(socket.socket):
+    def shutdown_write(self) -> None:
+        self.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[keeper.Keeper, list[Any]]]:
+    """A keeper that runs, and the links that it will make, or why it can't."""
+    links: list[Any] = []
+
+    def made(destination: str) -> Any:
+        if isinstance(links[0], BaseException):
+            raise links[0]
+        return links[0]
+
+    monkeypatch.setattr(link, "Link", made)
+    monkeypatch.setattr(keeper, "TICK", 0.02)
+    path = str(tmp_path / "s")
+    with keeper._listen(path) as listener:
+        keeps = keeper.Keeper(path, listener, "box", ("127.0.0.1", 1))
+        thread = threading.Thread(target=keeps.run)
+        thread.start()
+        yield keeps, links
+        keeps._drop(keeps._link)
+        keeps._unlink()
+        tools.wait_until(lambda: not keeps._users)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def use(keeps: keeper.Keeper) -> str:
+    """What it says to one who connects, and goes."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(keeps._path)
+        return sock.makefile().readline()
+
+
+def test_a_keeper_that_can_not_log_in_leaves_and_takes_its_environment_along(kept: Any) -> None:
+    keeps, links = kept
+    links.append(errors.Refused("box does not let me in: no agent"))
+    assert "no agent" in use(keeps)
+    assert not os.path.exists(keeps._path)
+
+
+def test_on_a_link_that_was_quiet_nobody_waits_long(kept: Any) -> None:
+    keeps, links = kept
+    links.append(first := Line())
+    assert [use(keeps), use(keeps)] == ["ok\n"] * 2
+    first.dead = True
+    links[0] = second = Line()
+    keeps._heard -= keeper.QUIET_SECONDS + 1
+    assert use(keeps) == "ok\n"
+    assert (first.waited, second.waited) == ([10.0, 10.0, 2.0], [10.0])
+    assert first.closed
+
+
+def test_after_a_sleep_the_link_is_a_new_one(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeps, links = kept
+    links.append(first := Line())
+    assert use(keeps) == "ok\n"
+    slept = keeper._asleep() + 3600.0
+    monkeypatch.setattr(keeper, "_asleep", lambda: slept)
+    tools.wait_until(lambda: first.closed)
+    links[0] = second = Line()
+    assert use(keeps) == "ok\n"
+    assert (len(first.waited), len(second.waited), second.closed) == (1, 1, False)
 
 
 def test_a_place_that_others_can_write_to_gets_no_socket(tmp_path: Path) -> None:
