@@ -19,6 +19,7 @@ import tools
 
 from runner import errors, paths
 from runner.box.certificate import Certificate
+from runner.box.origins import check, own_names
 from runner.laptop import addresses, keeper, link, pin, ways
 from runner.laptop.addresses import Address
 
@@ -162,7 +163,7 @@ def test_a_reply_that_was_cut_is_no_end(tmp_path: Path) -> None:
 
 
 def an_address(port: int, fingerprint: str = "0" * 64, host: str = "127.0.0.1") -> Address:
-    values: dict[str, object] = {"ssh": "me@box", "host": host, "port": port, "called": "box", "address": "127.0.0.1"}
+    values: dict[str, object] = {"ssh": "me@box", "host": host, "port": port, "address": "127.0.0.1"}
     return Address("gpubox", {**values, "fingerprint": fingerprint, "token": "t", "token_id": "i"})
 
 
@@ -387,7 +388,7 @@ def test_a_tunnels_socket_has_a_short_name(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("called", "box\r\nX: y"), ("called", ""), ("address", "a b"), ("token", "t\nHost: evil"), ("token", ""),
+        ("address", "box\r\nX: y"), ("address", ""), ("address", "a b"), ("token", "t\nHost: evil"), ("token", ""),
         ("port", 0), ("port", 70000), ("port", "7443"), ("port", True), ("fingerprint", "0" * 63),
         ("fingerprint", "G" * 64), ("ssh", 5), ("host", None),
     ],
@@ -415,3 +416,8 @@ def test_an_address_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (addresses.names(), addresses.in_use()) == ([], "local")
     with pytest.raises(errors.NotFound):
         addresses.read("gpubox")
+def test_a_box_that_was_renamed_still_answers_us() -> None:
+    host = an_address(7443).always()["Host"].encode()
+    check([(b"host", host)], own_names("renamed", ""), "192.168.1.5", 7443)
+
+
