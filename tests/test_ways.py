@@ -20,7 +20,7 @@ import tools
 from runner import errors, paths
 from runner.box.certificate import Certificate
 from runner.box.origins import check, own_names
-from runner.laptop import addresses, keeper, link, pin, ways
+from runner.laptop import addresses, keeper, link, pin, place, ways
 from runner.laptop.addresses import Address
 
 # --- the user's configuration ---
@@ -258,6 +258,32 @@ def test_when_no_way_leads_there_the_worst_is_told(
         ways.connect(an_address(1))
 
 
+@pytest.mark.parametrize("usual", [False, True])
+def test_an_address_of_yesterday_leaves_time_for_that_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: bool
+) -> None:
+    """The first one takes the connection, and no TLS ever comes."""
+    monkeypatch.setattr(pin, "_client" if usual else "_usual_client", pin._usual_client if usual else None)
+    monkeypatch.setattr(ways, "ADDRESS_SECONDS", 0.2)
+    made = Certificate(str(tmp_path / "c"), ["box"])
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as box:
+
+        def late() -> None:
+            sock, _ = box.accept()
+            time.sleep(0.3)  # the last one has what is left
+            with made.context.wrap_socket(sock, server_side=True):
+                pass
+
+        thread = threading.Thread(target=late, daemon=True)
+        thread.start()
+        places = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", each.getsockname()) for each in (silent, box)]
+        monkeypatch.setattr(ways._socket, "getaddrinfo", lambda *_: places)
+        began = time.monotonic()
+        ways.direct(an_address(1, made.fingerprint)).close()
+        assert time.monotonic() - began < 4
+        thread.join(5)
+
+
 def test_a_damaged_memory_is_none(roads: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "gpubox").mkdir()
     for damage in ("", "[]", "{", '{"x": 1}'):
@@ -373,8 +399,32 @@ def test_after_a_sleep_the_link_is_a_new_one(kept: Any, monkeypatch: pytest.Monk
 def test_a_place_that_others_can_write_to_gets_no_socket(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(errors.Refused, match="others may write"):
-        keeper._lock(str(tmp_path / "open/s"))
+    for path in (str(tmp_path / "open/s"), str(tmp_path / "open/gpubox/s")):
+        with pytest.raises(errors.Refused, match="others may write"):
+            keeper._lock(path)
+        with pytest.raises(errors.Refused, match="others may write"):
+            ways._try(path)
+    (tmp_path / "open").chmod(0o1777)  # as /tmp is: what is ours there, nobody else can move
+    (tmp_path / "open/gpubox/s").touch()
+    os.close(keeper._lock(str(tmp_path / "open/gpubox/s")) or 0)
+    assert ways._try(str(tmp_path / "open/gpubox/s")) is None
+
+
+def test_a_place_of_somebody_elses_gets_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gpubox").mkdir(0o700)
+    place.check_own(str(tmp_path / "gpubox"))
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(errors.Refused, match="belongs to others"):
+        place.check_own(str(tmp_path / "gpubox"))
+
+
+def test_a_new_place_is_ours_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        os.close(keeper._lock(str(tmp_path / "gpubox-1000/gpubox/s")) or 0)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "gpubox-1000").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_tunnels_socket_has_a_short_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,6 +455,11 @@ def test_not_everything_is_a_name(name: str) -> None:
         addresses.check_name(name)
 
 
+def test_a_box_that_was_renamed_still_answers_us() -> None:
+    host = an_address(7443).always()["Host"].encode()
+    check([(b"host", host)], own_names("renamed", ""), "192.168.1.5", 7443)
+
+
 def test_an_address_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     addresses.write(an_address(7443))
@@ -416,8 +471,3 @@ def test_an_address_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (addresses.names(), addresses.in_use()) == ([], "local")
     with pytest.raises(errors.NotFound):
         addresses.read("gpubox")
-def test_a_box_that_was_renamed_still_answers_us() -> None:
-    host = an_address(7443).always()["Host"].encode()
-    check([(b"host", host)], own_names("renamed", ""), "192.168.1.5", 7443)
-
-

@@ -14,6 +14,7 @@ import time
 
 from runner import errors
 from runner.laptop.light import dumps
+from runner.laptop.place import check_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def main(arguments: list[str]) -> int:
 def _lock(path: str) -> int | None:
     import fcntl
 
-    _own_folder(os.path.dirname(path))
+    folder = os.path.dirname(path)
+    for each in (os.path.dirname(folder), folder):  # the mode is only that of the last folder made
+        os.makedirs(each, 0o700, exist_ok=True)
+    check_own(folder)
     fd = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,14 +61,6 @@ def _lock(path: str) -> int | None:
         os.close(fd)
         return None
     return fd
-
-
-def _own_folder(folder: str) -> None:
-    """Nobody else may put a socket of theirs in the place of ours."""
-    os.makedirs(folder, 0o700, exist_ok=True)
-    found = os.lstat(folder)
-    if found.st_uid != os.getuid() or found.st_mode & 0o022 or not os.path.isdir(folder):
-        raise errors.Refused(f"{folder} belongs to others, or others may write to it", "set XDG_RUNTIME_DIR")
 
 
 def _listen(path: str) -> socket.socket:
