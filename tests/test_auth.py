@@ -321,6 +321,27 @@ def test_a_good_token_does_not_help_who_comes_under_a_wrong_name(doors: Doors, h
         assert doors.ask("GET", "/api/v1/jobs", *shown)[0] == 403
 
 
+def test_on_a_full_disk_a_token_still_opens_and_a_failed_one_is_told(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it was used last is written in admission: before whatever is asked, also what only looks."""
+    doomed: list[errors.Problem] = []
+    doors.house.doomed = doomed.append
+    store = doors.daemon.store
+
+    def fails(problem: errors.Problem) -> int:
+        def use_tokens(used: object) -> None:
+            raise problem
+
+        monkeypatch.setattr(store, "use_tokens", use_tokens)
+        return doors.ask("GET", "/api/v1/jobs", ("authorization", "Bearer " + doors.token()))[0]
+
+    assert fails(errors.DiskFull("the box's disk is full")) == 200
+    store.damage = errors.StateDamaged("the database is damaged: disk I/O error")
+    assert (fails(store.damage), doomed) == (500, [store.damage])
+    store.damage = None
+
+
 def test_the_connections_of_the_box_itself_are_no_matter_of_visitors(doors: Doors) -> None:
     """And the other way round: those of visitors are not among them."""
     doors.house.connections = range(10_000)

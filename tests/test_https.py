@@ -51,6 +51,16 @@ def test_two_boxes_have_two_certificates(tmp_path: Path) -> None:
     assert one != two
 
 
+def test_of_several_certificates_the_one_that_is_shown_is_told(tmp_path: Path) -> None:
+    one, two = (tmp_path / name for name in ("one", "two"))
+    shown = Certificate(str(one), ["box"]).fingerprint
+    Certificate(str(two), ["authority"])
+    chain = (two / "box.pem").read_bytes().partition(b"-----END PRIVATE KEY-----\n")[2]
+    with open(one / "box.pem", "ab") as file:
+        file.write(chain)
+    assert Certificate(str(one), ["box"]).fingerprint == shown
+
+
 @pytest.mark.parametrize("damage", [b"", b"junk", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
 def test_a_damaged_certificate_is_told_and_kept(tmp_path: Path, damage: bytes) -> None:
     Certificate(str(tmp_path / "c"), ["box"])

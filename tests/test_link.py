@@ -508,6 +508,28 @@ def test_one_keeper_serves_many_commands_at_once(added: House) -> None:
     tools.wait_until(lambda: not keepers(added), 10)
 
 
+def test_a_command_with_an_agent_is_not_answered_by_a_keeper_that_has_none(added: House) -> None:
+    """A keeper keeps the environment of the command that started it; so one that can't log in does not stay."""
+    added.laptop.end()
+    key = added.laptop.home / ".ssh" / "id_ed25519"
+    sock = added.place / "agent"
+    agent = subprocess.Popen([tools.need("ssh-agent"), "-D", "-a", str(sock)], stdout=subprocess.DEVNULL)
+    try:
+        tools.wait_until(sock.exists)
+        with_agent = {"SSH_AUTH_SOCK": str(sock)}
+        subprocess.run(["ssh-add", "-q", str(key)], env={**os.environ, **with_agent}, check=True, capture_output=True)
+        key.rename(added.place / "kept")
+        done = added.laptop.call("ps", GPUBOX_WAY="tunnel")
+        assert (done.returncode, "does not let" in done.stderr) == (77, True), done.stderr
+        done = added.laptop.call("ps", GPUBOX_WAY="tunnel", **with_agent)
+        assert done.returncode == 0, done.stderr
+    finally:
+        (added.place / "kept").rename(key)
+        agent.kill()
+        agent.wait(10)
+        sock.unlink(missing_ok=True)
+
+
 # --- a link that is cut ---
 
 

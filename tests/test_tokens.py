@@ -117,6 +117,23 @@ def test_a_token_made_with_a_token_ends_with_it(kept: Tokens) -> None:
     assert [each.id for each in kept.listed(ANN, 3.0)] == [apart.id]
 
 
+def test_a_token_ends_itself_and_its_children_alone_unless_it_is_an_admins(kept: Tokens) -> None:
+    _, admins = kept.mint(Principal(ANN.uid, ANN.user, "admin"), "admin", "", None, 0.0)
+    _, other = kept.mint(ANN, "submit", "", None, 0.0)
+    _, mine = kept.mint(ANN, "submit", "laptop", None, 0.0)
+    through = Principal(ANN.uid, ANN.user, "submit", mine.id)
+    _, child = kept.mint(through, "read", "", None, 1.0)
+    _, grandchild = kept.mint(Principal(ANN.uid, ANN.user, "submit", child.id), "read", "", None, 1.0)
+    for each in (admins, other):
+        with pytest.raises(Refused, match="only itself and what was made with it"):
+            kept.revoke(through, each.id, 2.0)
+    assert kept.revoke(through, grandchild.id, 2.0) == [grandchild.id]
+    assert kept.revoke(through, mine.id, 2.0) == [mine.id, child.id]
+    with_admins = Principal(ANN.uid, ANN.user, "admin", admins.id)
+    assert kept.revoke(with_admins, other.id, 3.0) == [other.id]
+    assert kept.revoke(ANN, admins.id, 3.0) == [admins.id], "on the box itself all of one's own"
+
+
 def test_tokens_of_others_are_not_there(kept: Tokens) -> None:
     _, made = kept.mint(ANN, "submit", "", None, 1.0)
     assert kept.listed(BOB, 2.0) == []

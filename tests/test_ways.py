@@ -8,16 +8,19 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fabric
 import paramiko
 import pytest
+import tools
 
 from runner import errors, paths
 from runner.box.certificate import Certificate
-from runner.laptop import addresses, keeper, link, pin, ways
+from runner.box.origins import check, own_names
+from runner.laptop import addresses, keeper, link, pin, place, ways
 from runner.laptop.addresses import Address
 
 # --- the user's configuration ---
@@ -160,7 +163,7 @@ def test_a_reply_that_was_cut_is_no_end(tmp_path: Path) -> None:
 
 
 def an_address(port: int, fingerprint: str = "0" * 64, host: str = "127.0.0.1") -> Address:
-    values: dict[str, object] = {"ssh": "me@box", "host": host, "port": port, "called": "box", "address": "127.0.0.1"}
+    values: dict[str, object] = {"ssh": "me@box", "host": host, "port": port, "address": "127.0.0.1"}
     return Address("gpubox", {**values, "fingerprint": fingerprint, "token": "t", "token_id": "i"})
 
 
@@ -255,6 +258,32 @@ def test_when_no_way_leads_there_the_worst_is_told(
         ways.connect(an_address(1))
 
 
+@pytest.mark.parametrize("usual", [False, True])
+def test_an_address_of_yesterday_leaves_time_for_that_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: bool
+) -> None:
+    """The first one takes the connection, and no TLS ever comes."""
+    monkeypatch.setattr(pin, "_client" if usual else "_usual_client", pin._usual_client if usual else None)
+    monkeypatch.setattr(ways, "ADDRESS_SECONDS", 0.2)
+    made = Certificate(str(tmp_path / "c"), ["box"])
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as box:
+
+        def late() -> None:
+            sock, _ = box.accept()
+            time.sleep(0.3)  # the last one has what is left
+            with made.context.wrap_socket(sock, server_side=True):
+                pass
+
+        thread = threading.Thread(target=late, daemon=True)
+        thread.start()
+        places = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", each.getsockname()) for each in (silent, box)]
+        monkeypatch.setattr(ways._socket, "getaddrinfo", lambda *_: places)
+        began = time.monotonic()
+        ways.direct(an_address(1, made.fingerprint)).close()
+        assert time.monotonic() - began < 4
+        thread.join(5)
+
+
 def test_a_damaged_memory_is_none(roads: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "gpubox").mkdir()
     for damage in ("", "[]", "{", '{"x": 1}'):
@@ -276,11 +305,126 @@ def test_a_keeper_that_nobody_uses_leaves(tmp_path: Path, monkeypatch: pytest.Mo
     assert not os.path.exists(path)
 
 
+class Line:
+    """In the place of a Link: its channels are sockets, and it may be dead, which nobody is told."""
+
+    def __init__(self) -> None:
+        self.dead, self.closed = False, False
+        self.waited: list[float] = []
+        self.far: list[socket.socket] = []
+
+    def channel(self, target: tuple[str, int], seconds: float) -> Any:
+        self.waited.append(seconds)
+        if self.dead:
+            raise errors.Unreachable("the ssh connection was lost: Timeout opening channel.")
+        ours, far = socket.socketpair()
+        self.far.append(far)
+        return Channel(fileno=ours.detach())
+
+    def close(self) -> None:
+        self.closed = True
+        for each in self.far:
+            each.close()
+
+
+class Channel(socket.socket):
+    def shutdown_write(self) -> None:
+        self.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[keeper.Keeper, list[Any]]]:
+    """A keeper that runs, and the links that it will make, or why it can't."""
+    links: list[Any] = []
+
+    def made(destination: str) -> Any:
+        if isinstance(links[0], BaseException):
+            raise links[0]
+        return links[0]
+
+    monkeypatch.setattr(link, "Link", made)
+    monkeypatch.setattr(keeper, "TICK", 0.02)
+    path = str(tmp_path / "s")
+    with keeper._listen(path) as listener:
+        keeps = keeper.Keeper(path, listener, "box", ("127.0.0.1", 1))
+        thread = threading.Thread(target=keeps.run)
+        thread.start()
+        yield keeps, links
+        keeps._drop(keeps._link)
+        keeps._unlink()
+        tools.wait_until(lambda: not keeps._users)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def use(keeps: keeper.Keeper) -> str:
+    """What it says to one who connects, and goes."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(keeps._path)
+        return sock.makefile().readline()
+
+
+def test_a_keeper_that_can_not_log_in_leaves_and_takes_its_environment_along(kept: Any) -> None:
+    keeps, links = kept
+    links.append(errors.Refused("box does not let me in: no agent"))
+    assert "no agent" in use(keeps)
+    assert not os.path.exists(keeps._path)
+
+
+def test_on_a_link_that_was_quiet_nobody_waits_long(kept: Any) -> None:
+    keeps, links = kept
+    links.append(first := Line())
+    assert [use(keeps), use(keeps)] == ["ok\n"] * 2
+    first.dead = True
+    links[0] = second = Line()
+    keeps._heard -= keeper.QUIET_SECONDS + 1
+    assert use(keeps) == "ok\n"
+    assert (first.waited, second.waited) == ([10.0, 10.0, 2.0], [10.0])
+    assert first.closed
+
+
+def test_after_a_sleep_the_link_is_a_new_one(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeps, links = kept
+    links.append(first := Line())
+    assert use(keeps) == "ok\n"
+    slept = keeper._asleep() + 3600.0
+    monkeypatch.setattr(keeper, "_asleep", lambda: slept)
+    tools.wait_until(lambda: first.closed)
+    links[0] = second = Line()
+    assert use(keeps) == "ok\n"
+    assert (len(first.waited), len(second.waited), second.closed) == (1, 1, False)
+
+
 def test_a_place_that_others_can_write_to_gets_no_socket(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(errors.Refused, match="others may write"):
-        keeper._lock(str(tmp_path / "open/s"))
+    for path in (str(tmp_path / "open/s"), str(tmp_path / "open/gpubox/s")):
+        with pytest.raises(errors.Refused, match="others may write"):
+            keeper._lock(path)
+        with pytest.raises(errors.Refused, match="others may write"):
+            ways._try(path)
+    (tmp_path / "open").chmod(0o1777)  # as /tmp is: what is ours there, nobody else can move
+    (tmp_path / "open/gpubox/s").touch()
+    os.close(keeper._lock(str(tmp_path / "open/gpubox/s")) or 0)
+    assert ways._try(str(tmp_path / "open/gpubox/s")) is None
+
+
+def test_a_place_of_somebody_elses_gets_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gpubox").mkdir(0o700)
+    place.check_own(str(tmp_path / "gpubox"))
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(errors.Refused, match="belongs to others"):
+        place.check_own(str(tmp_path / "gpubox"))
+
+
+def test_a_new_place_is_ours_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        os.close(keeper._lock(str(tmp_path / "gpubox-1000/gpubox/s")) or 0)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "gpubox-1000").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_tunnels_socket_has_a_short_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +438,7 @@ def test_a_tunnels_socket_has_a_short_name(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("called", "box\r\nX: y"), ("called", ""), ("address", "a b"), ("token", "t\nHost: evil"), ("token", ""),
+        ("address", "box\r\nX: y"), ("address", ""), ("address", "a b"), ("token", "t\nHost: evil"), ("token", ""),
         ("port", 0), ("port", 70000), ("port", "7443"), ("port", True), ("fingerprint", "0" * 63),
         ("fingerprint", "G" * 64), ("ssh", 5), ("host", None),
     ],
@@ -309,6 +453,11 @@ def test_what_a_box_says_of_itself_is_not_believed(field: str, value: object) ->
 def test_not_everything_is_a_name(name: str) -> None:
     with pytest.raises(errors.BadRequest):
         addresses.check_name(name)
+
+
+def test_a_box_that_was_renamed_still_answers_us() -> None:
+    host = an_address(7443).always()["Host"].encode()
+    check([(b"host", host)], own_names("renamed", ""), "192.168.1.5", 7443)
 
 
 def test_an_address_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Certificate:
         try:
             self.context = self._context()
             with open(self._file) as file:
-                self.fingerprint = fingerprint(ssl.PEM_cert_to_DER_cert(_last(file.read())))
+                self.fingerprint = fingerprint(ssl.PEM_cert_to_DER_cert(_first(file.read())))
         except (OSError, ValueError) as error:
             hint = "move it away: a new one is made, and laptops are then added again"
             raise StateDamaged(f"the box's certificate {self._file} can't be used: {error}", hint) from error
@@ -45,6 +45,7 @@ def fingerprint(certificate: bytes) -> str:
     return hashlib.sha256(certificate).hexdigest()
 
 
-def _last(pem: str) -> str:
-    begin = "-----BEGIN CERTIFICATE-----"
-    return begin + pem.rpartition(begin)[2]
+def _first(pem: str) -> str:
+    """The certificate that is shown; others may follow it, as in what an authority gave."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    return begin + pem.partition(begin)[2].partition(end)[0] + end

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 
 from runner import words
 from runner.box.store import Store
-from runner.errors import BadRequest, NotFound, NotTrusted, Refused
+from runner.errors import BadRequest, Busy, DiskFull, NotFound, NotTrusted, Refused
 from runner.model import Principal, Token
 
 MARK = "gpubox"  # begins every token, so that whoever finds one knows what it opens
@@ -75,18 +76,28 @@ class Tokens:
         return [token for token in self._live(now) if who.role == "admin" or token.uid == who.uid]
 
     def revoke(self, who: Principal, named: str, now: float) -> list[str]:
-        """The ids of what opens nothing from now on: the token, and those that were made with it."""
+        """The ids of what opens nothing from now on: the token, and those that were made with it.
+
+        Who came with a token, and is no administrator, ends no other than that one and those that were made with it."""
         token = next((token for token in self.listed(who, now) if token.id == named), None)
         if token is None:
             raise NotFound(f"there is no token {named[:40]!a} of yours", "`runner token list` shows them")
-        over = [token.id]
-        for parent in over:  # which grows while it is read
-            over += [each.id for each in self._live(now) if each.parent == parent and each.id not in over]
+        if who.token and who.role != "admin" and token.id not in self._with_children(who.token, now):
+            hint = f"on the box, or with a token that has --scope admin: runner token revoke {token.id}"
+            raise Refused("a token ends only itself and what was made with it", hint)
+        over = self._with_children(token.id, now)
         self._store.revoke_tokens(over, now)
         for each in over:
             known, digest = self._tokens[each]
             self._tokens[each] = (replace(known, revoked_at=now), digest)
         return over
+
+    def _with_children(self, named: str, now: float) -> list[str]:
+        """A token, and those that were made with it, or with one of these."""
+        found = [named]
+        for parent in found:  # which grows while it is read
+            found += [each.id for each in self._live(now) if each.parent == parent and each.id not in found]
+        return found
 
     def _live(self, now: float) -> list[Token]:
         known = (token for token, _ in self._tokens.values())
@@ -96,7 +107,8 @@ class Tokens:
         token.used_at = now
         if abs(now - self._written[token.id]) > USED_SECONDS:
             self._written[token.id] = now
-            self._store.use_tokens({token.id: now})
+            with suppress(DiskFull, Busy):  # who looks at the box, to make room perhaps, need not be remembered for it
+                self._store.use_tokens({token.id: now})
 
     def _forget(self, now: float) -> None:
         before = now - KEEP_SECONDS

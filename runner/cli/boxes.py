@@ -224,9 +224,8 @@ def _minted(way: Link, destination: str, name: str | None, scope: str, program: 
         )
     try:
         fields = {
-            "ssh": destination, "host": way.host, "port": https["port"], "called": https["host"],
-            "address": https["address"], "fingerprint": https["fingerprint"], "token": made["token"],
-            "token_id": made["made"]["id"],
+            "ssh": destination, "host": way.host, "port": https["port"], "address": https["address"],
+            "fingerprint": https["fingerprint"], "token": made["token"], "token_id": made["made"]["id"],
         }  # fmt: skip
         return addresses.Address(name or _name(way.alias, str(made["box"])), fields)
     except (KeyError, TypeError, ValueError):

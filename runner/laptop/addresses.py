@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LOCAL, DEMO = "local", "demo"  # that nobody needs to add
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 NAME_MAX = 64
-FIELDS = ("ssh", "host", "port", "called", "address", "fingerprint", "token", "token_id")
+FIELDS = ("ssh", "host", "port", "address", "fingerprint", "token", "token_id")
 
 
 class Address:
@@ -29,7 +29,6 @@ class Address:
     ssh: str  # as ssh is told: me@gpubox
     host: str  # that of ssh's configuration; where HTTPS is tried directly
     port: int  # of its HTTPS
-    called: str  # what it calls itself, for Host headers
     address: str  # at which it reaches its own HTTPS, at the far end of a tunnel
     fingerprint: str  # SHA-256 of its certificate, in hex
     token: str
@@ -42,7 +41,7 @@ class Address:
             value: Any = values[field]
             if type(value) is not (int if field == "port" else str):
                 raise TypeError(field)
-            if field in ("called", "address", "token", "token_id") and (not value or str(value).strip(LETTERS + ":")):
+            if field in ("address", "token", "token_id") and (not value or str(value).strip(LETTERS + ":")):
                 raise ValueError(field)  # these stand in headers
             setattr(self, field, value)
         if not 0 < self.port < 65536 or len(self.fingerprint) != 64 or self.fingerprint.strip("0123456789abcdef"):
@@ -52,8 +51,8 @@ class Address:
         return {field: getattr(self, field) for field in FIELDS}
 
     def always(self) -> dict[str, str]:
-        """The headers that every request has."""
-        return {"Host": f"{self.called}:{self.port}", "Authorization": f"Bearer {self.token}"}
+        """The headers that every request has. Who it is says the pin; Host is what every box is, renamed or not."""
+        return {"Host": f"localhost:{self.port}", "Authorization": f"Bearer {self.token}"}
 
 
 def names() -> list[str]:

@@ -14,15 +14,20 @@ import time
 
 from runner import errors
 from runner.laptop.light import dumps
+from runner.laptop.place import check_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from runner.laptop.link import Link
 
 IDLE_SECONDS = 600.0
 TICK = 1.0
+QUIET_SECONDS = 15.0  # without a byte from the box; then its link may be dead
+PATIENCE = 2.0  # for a channel on such a link
+SLEPT_SECONDS = 10.0
 ALONE_SECONDS = 30.0  # for the handshake through it
 BACKLOG = 64
 PIECE = 64 << 10
@@ -45,7 +50,10 @@ def main(arguments: list[str]) -> int:
 def _lock(path: str) -> int | None:
     import fcntl
 
-    _own_folder(os.path.dirname(path))
+    folder = os.path.dirname(path)
+    for each in (os.path.dirname(folder), folder):  # the mode is only that of the last folder made
+        os.makedirs(each, 0o700, exist_ok=True)
+    check_own(folder)
     fd = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,14 +61,6 @@ def _lock(path: str) -> int | None:
         os.close(fd)
         return None
     return fd
-
-
-def _own_folder(folder: str) -> None:
-    """Nobody else may put a socket of theirs in the place of ours."""
-    os.makedirs(folder, 0o700, exist_ok=True)
-    found = os.lstat(folder)
-    if found.st_uid != os.getuid() or found.st_mode & 0o022 or not os.path.isdir(folder):
-        raise errors.Refused(f"{folder} belongs to others, or others may write to it", "set XDG_RUNTIME_DIR")
 
 
 def _listen(path: str) -> socket.socket:
@@ -86,7 +86,8 @@ class Keeper:
         self._open = threading.Lock()  # held by who makes the ssh connection
         self._link: Link | None = None
         self._users: set[Any] = set()
-        self._last_used = time.monotonic()
+        self._last_used = self._heard = time.monotonic()
+        self._asleep = _asleep()
 
     def run(self) -> None:
         """Until nobody has used it for a while, or its socket is not there any more: then nobody can."""
@@ -94,13 +95,34 @@ class Keeper:
         import threading
 
         while self._wanted():
-            if not select.select([self._listener], [], [], TICK)[0]:
+            ready = select.select([self._listener], [], [], TICK)[0]
+            self._wake_up()
+            if not ready:
                 continue
-            user, _ = self._listener.accept()
+            try:
+                user, _ = self._listener.accept()
+            except OSError:
+                break  # it leaves
             self._users.add(user)
             threading.Thread(target=self._serve, args=(user,), daemon=True).start()
+        self._unlink()
+
+    def _unlink(self) -> None:
         if self._is_ours():
             os.unlink(self._path)
+
+    def _wake_up(self) -> None:
+        """After a sleep the link is dead most likely, and nobody says so: who waits on it comes again."""
+        asleep, before = _asleep(), self._asleep
+        self._asleep = asleep
+        if abs(asleep - before) > SLEPT_SECONDS:
+            self._drop(self._link)
+
+    def _drop(self, link: Link | None) -> None:
+        if self._link is link:
+            self._link = None
+        if link is not None:
+            link.close()
 
     def _wanted(self) -> bool:
         if self._users:
@@ -119,27 +141,53 @@ class Keeper:
                 try:
                     channel = self._channel()
                 except Exception as error:
-                    user.sendall(dumps(_told(error).as_json()).encode() + b"\n")
+                    self._give_up(user, _told(error))
                     return
                 user.sendall(b"ok\n")
-                join(user, channel)
+                join(user, channel, self._hears)
         except OSError:
             pass  # the user has gone
         finally:
             self._users.discard(user)
 
+    def _give_up(self, user: Any, why: errors.Problem) -> None:
+        """One that has no link leaves: the next command's has that command's environment, and its agent perhaps."""
+        leaves = self._link is None and self._users == {user}
+        if leaves:
+            self._unlink()
+        try:
+            user.sendall(dumps(why.as_json()).encode() + b"\n")
+        finally:
+            if leaves:
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes `run`
+
+    def _hears(self) -> None:
+        self._heard = time.monotonic()
+
     def _channel(self) -> Any:
         """A new connection to the box's port. A link that died while it was idle is made anew, once."""
-        from runner.laptop.link import Link
+        from runner.laptop.link import CHANNEL_SECONDS, Link
 
         with self._open:
-            if self._link is not None:
+            if (link := self._link) is not None:
+                quiet = time.monotonic() - self._heard > QUIET_SECONDS
                 try:
-                    return self._link.channel(self._target)
+                    return self._opened(link, PATIENCE if quiet else CHANNEL_SECONDS)
                 except errors.Problem:
-                    self._link.close()
+                    self._drop(link)
             self._link = Link(self._destination)
-            return self._link.channel(self._target)
+            return self._opened(self._link, CHANNEL_SECONDS)
+
+    def _opened(self, link: Link, seconds: float) -> Any:
+        channel = link.channel(self._target, seconds)
+        self._hears()
+        return channel
+
+
+def _asleep() -> float:
+    """Seconds by which the time that passed is ahead of the time in which this computer was awake."""
+    passed = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
+    return passed - time.monotonic()
 
 
 def _told(error: Exception) -> errors.Problem:
@@ -171,8 +219,8 @@ def alone(destination: str, target: tuple[str, int]) -> socket.socket:
     return ours
 
 
-def join(user: Any, channel: Any) -> None:
-    """Carry bytes both ways until both sides have ended, or one has failed."""
+def join(user: Any, channel: Any, hears: Callable[[], None] = lambda: None) -> None:
+    """Carry bytes both ways until both sides have ended, or one has failed. hears: the box has sent some."""
     import contextlib
     import threading
 
@@ -188,6 +236,7 @@ def join(user: Any, channel: Any) -> None:
     other.start()
     try:
         while data := channel.recv(PIECE):
+            hears()
             user.sendall(data)
     finally:
         channel.close()

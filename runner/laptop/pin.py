@@ -5,16 +5,23 @@
 
 from __future__ import annotations
 
+import _socket
+
 from runner import errors
 from runner.laptop.hashes import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     from typing import Any
 
 TLS_1_2 = 0x0303
 PIECE = 64 << 10
+
+
+class Socket(_socket.socket):
+    """One that `_ssl` can take: it keeps a weak reference."""
+
+    __slots__ = ("__weakref__",)
 
 
 class WrongCertificate(errors.Refused):
@@ -30,7 +37,11 @@ class Pinned:
         """Shake hands, within the socket's time-out, and look who is there. Nothing was sent that is worth anything.
         WrongCertificate; OSError, also for what is no TLS."""
         self._socket, self._tls = _client(sock)
-        self._tls.do_handshake()
+        try:
+            self._tls.do_handshake()
+        except BaseException:
+            self.close()
+            raise
         shown = self._tls.getpeercert(True) or b""
         if sha256(len(shown))(shown).hexdigest() != fingerprint:
             self.close()
@@ -75,7 +86,9 @@ def _usual_client(sock: _socket.socket) -> tuple[Any, Any]:
     import socket
     import ssl
 
+    seconds = sock.gettimeout()
     whole = socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+    whole.settimeout(seconds)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

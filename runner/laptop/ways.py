@@ -14,7 +14,8 @@ import time
 
 from runner import errors, paths
 from runner.laptop.light import dumps, loads
-from runner.laptop.pin import Pinned, WrongCertificate
+from runner.laptop.pin import Pinned, Socket, WrongCertificate
+from runner.laptop.place import check_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 DIRECT, TUNNEL = "direct", "tunnel"
 HEAD_START = 0.3  # of the way that is more likely
 DIRECT_SECONDS = 5.0
+ADDRESS_SECONDS = 1.0  # for one of a name's addresses, but the last: some name servers know addresses of yesterday
 TUNNEL_SECONDS = 30.0  # a new one logs in over ssh, perhaps over several hosts
 KEEPER_SECONDS = 5.0  # to begin to listen
 KEEPS = hasattr(os, "fork") and hasattr(_socket, "AF_UNIX")  # else each command has a tunnel of its own
@@ -150,10 +152,12 @@ def direct(address: Address) -> Pinned:
     """OSError, WrongCertificate."""
     deadline = time.monotonic() + DIRECT_SECONDS
     failure: OSError = OSError(0, "it has no address")
-    for family, kind, protocol, _, place in _socket.getaddrinfo(address.host, address.port, 0, _socket.SOCK_STREAM):
-        sock = _socket.socket(family, kind, protocol)
+    found = _socket.getaddrinfo(address.host, address.port, 0, _socket.SOCK_STREAM)
+    for left, (family, kind, protocol, _, place) in zip(range(len(found), 0, -1), found, strict=True):
+        room = max(0.1, deadline - time.monotonic())
+        sock = Socket(family, kind, protocol)
         try:
-            sock.settimeout(max(0.1, deadline - time.monotonic()))
+            sock.settimeout(room if left == 1 else min(ADDRESS_SECONDS, room / left))
             sock.connect(place)
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
             return Pinned(sock, address.fingerprint, address.name)
@@ -226,12 +230,16 @@ def _keeper(address: Address) -> _socket.socket:
 
 
 def _try(path: str) -> _socket.socket | None:
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock = Socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
+        check_own(os.path.dirname(path))
         sock.connect(path)
     except OSError:
         sock.close()
         return None
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

@@ -54,6 +54,7 @@ class Front:
             try:
                 who = self._let_in(scope)
             except errors.Problem as problem:
+                doom(self.house, problem)
                 return await turned_away(problem)(scope, receive, with_headers)
             with self.house.answers(who.token) if who.token else nullcontext():
                 await self.app(scope, limited(scope, receive), with_headers)
@@ -140,11 +141,14 @@ def set_words(app: FastAPI) -> None:
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.Problem), "the handler is registered for these"
-    here: House = request.app.state.house
-    # A content that is damaged is a StateDamaged, too, but the next submit mends it.
-    if isinstance(error, errors.StateDamaged) and error is here.daemon.store.damage:
-        here.doomed(error)
+    doom(request.app.state.house, error)
     return refused(error)
+
+
+def doom(house: House, problem: errors.Problem) -> None:
+    """A failed database ends the daemon. A content that is damaged is a StateDamaged, too: the next submit mends it."""
+    if isinstance(problem, errors.StateDamaged) and problem is house.daemon.store.damage:
+        house.doomed(problem)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

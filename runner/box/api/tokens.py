@@ -28,7 +28,7 @@ class Wish:
 class Https:
     """Where the box is reached with it, and what its certificate must be."""
 
-    host: str  # what the box calls itself, for the Host header; it may have another name where you are
+    host: str  # what the box calls itself, for a Host header; localhost is as good, and outlives a renaming
     port: int
     address: str  # where the box itself reaches that port: the far end of a tunnel
     fingerprint: str  # SHA-256 of the certificate's DER, in hex
