@@ -47,6 +47,7 @@ def measure() -> list[Figure]:
             )
         for way in ("direct", "tunnel"):
             figures += _edits(way, submit, {**far, "GPUBOX_WAY": way}, root, ssh)
+        figures += _uploads(submit, {**far, "GPUBOX_WAY": "direct"}, mine)
         alone = [_alone(submit, {**far, "GPUBOX_WAY": "tunnel"}, root) for _ in range(5)]
         yard = statistics.median(yards)
         figures.append(Figure("L1 submit -d, first use of a tunnel", statistics.median(alone) / yard, "x", 2.5))
@@ -103,6 +104,49 @@ def _edits(way: str, submit: list[str], env: dict[str, str], root: str, ssh: Cal
         Figure(f"{name}, over unchanged", middle / yard, "x", 1.2, note=note),
         Figure(f"{name}, over ssh box true", middle / statistics.median(theirs), "x"),
     ]
+
+
+def _uploads(submit: list[str], env: dict[str, str], mine: Box) -> list[Figure]:
+    """What the box has never seen, beside rsync over an open connection of ssh to the same host; each sends random
+    bytes, so that nothing is packed."""
+    if shutil.which("rsync") is None:
+        print("the uploads need rsync to be compared with: apt install rsync")
+        return []
+    figures = []
+    config = f"{mine.root}/.ssh/config"
+    shared = ["-o", f"ControlPath={mine.root}/.ssh/master"]
+    master = ["ssh", "-F", config, *shared, "-fNM", "gpubox"]
+    subprocess.run(master, env=mine.env, check=True, stdin=NULL, stdout=NULL, stderr=NULL)
+    through = f"ssh -F {config} {' '.join(shared)}"
+    for what, count, size, times in (("1,000 files of 20 kB", 1000, 20_000, 5), ("3 files of 100 MB", 3, 100 << 20, 3)):
+        ours, theirs = [], []
+        for turn in range(times):
+            root, copy = f"{mine.root}/tree-{count}-{turn}", f"{mine.root}/copy-{count}-{turn}"
+            _noise(root, count, size)
+            rsync = ["rsync", "-a", "-e", through, f"{root}/", f"gpubox:{copy}"]
+            theirs.append(seconds(rsync, mine.env, root))
+            ours.append(seconds(submit, env, root))
+            for folder in (root, copy):
+                shutil.rmtree(folder)
+        middle, yard = statistics.median(ours), statistics.median(theirs)
+        note = f"{middle * 1e3:.0f} ms; rsync {yard * 1e3:.0f} ms"
+        figures.append(Figure(f"L1 first upload, {what}, over rsync", middle / yard, "x", 1.5, note=note))
+    ended = ["ssh", "-F", config, *shared, "-O", "exit", "gpubox"]
+    subprocess.run(ended, env=mine.env, check=True, stdin=NULL, stdout=NULL, stderr=NULL)
+    return figures
+
+
+def _noise(root: str, count: int, size: int) -> None:
+    """A new tree of random bytes, in git like the others."""
+    for number in range(count):
+        folder = f"{root}/package{number // 50}"
+        os.makedirs(folder, exist_ok=True)
+        with open(f"{folder}/data{number}", "wb") as file:
+            for start in range(0, size, 1 << 20):
+                file.write(os.urandom(min(1 << 20, size - start)))
+    with open(f"{root}/train.py", "w") as file:
+        file.write("print('hi', flush=True)\n")
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
 
 
 def _edited(submit: list[str], env: dict[str, str], root: str) -> float:

@@ -208,24 +208,23 @@ def test_an_upload_that_is_cut_a_hundred_times_arrives_whole_and_once(
 
 def test_a_connection_that_hangs_is_taken_over_by_the_next(box: wire.Box, relay: Relay, project: Path) -> None:
     """The box does not know yet that the first is lost, and has to say all the same what came over it."""
-    put(project, "noise", NOISE.randbytes(2_000_000))
+    put(project, "noise", NOISE.randbytes(4_000_000))
     taken = snapshot.begin(str(project)).finish()
     api = client.Client(relay.connect, "far")
     one = delivery.Delivery(api, {**spec(), "spec": {**spec()["spec"], "snapshot": taken.id}}, taken, client.new_key())
     lacks = one._bundle(taken.offer(whole=True), {})
     assert lacks["missing"]
     (noise,) = (entry[2] for path, entry in taken.parts["files"].items() if path == "noise")
-    pieces = list(upload.Stream(taken, [noise], {}, False, False))
-    stream = b"".join(pieces)
-    hangs = wire.Wire(box.socket)
+    stream = b"".join(upload.Stream(taken, [noise], {}, False, False))
     headers = {"Content-Length": str(len(stream)), "Upload-Key": one.key["Idempotency-Key"]}
-    hangs.send("POST", "/blobs", stream[:1_500_000], headers)
-    tools.wait_until(lambda: any(path.stat().st_size > 1_000_000 for path in arriving(box, noise)))
-    found = one._known()
-    assert found["held"][noise] > 1_000_000
-    answer = one._complete(found)
-    hangs.__exit__()
-    assert relay.carried < 1_200_000 + sum(path.stat().st_size for path in project.rglob("module*"))
+    with wire.Wire(box.socket) as hangs:
+        hangs.send("POST", "/blobs", stream[:3_500_000], headers)
+        tools.wait_until(lambda: any(path.stat().st_size > 2_000_000 for path in arriving(box, noise)))
+        found = one._known()
+        assert found["held"][noise] > 2_000_000
+        answer = one._complete(found)
+        api.close()
+    assert relay.carried < 2_200_000 + sum(path.stat().st_size for path in project.rglob("module*"))
     assert box.get(f"/jobs/{answer['id']}")["spec"]["snapshot"] == taken.id
     held_whole(box, taken, project)
     tidy(box)
@@ -239,13 +238,12 @@ def test_a_daemon_that_is_killed_in_an_upload_goes_on_where_it_was(tmp_path: Pat
         taken = snapshot.begin(str(project)).finish()
         (noise,) = (entry[2] for path, entry in taken.parts["files"].items() if path == "noise")
         stream = b"".join(upload.Stream(taken, [noise], {}, False, False))
-        hangs = wire.Wire(box.socket)
-        hangs.send("POST", "/blobs", stream[:2_500_000], {"Content-Length": str(len(stream))})
-        tools.wait_until(lambda: any(path.stat().st_size > 2_000_000 for path in arriving(box, noise)))
-        assert box.daemon is not None
-        box.daemon.kill()
-        box.daemon.wait()
-        hangs.__exit__()
+        with wire.Wire(box.socket) as hangs:
+            hangs.send("POST", "/blobs", stream[:2_500_000], {"Content-Length": str(len(stream))})
+            tools.wait_until(lambda: any(path.stat().st_size > 2_000_000 for path in arriving(box, noise)))
+            assert box.daemon is not None
+            box.daemon.kill()
+            box.daemon.wait()
         box.start()
         relay = Relay(f"{folder}/relay", box.socket)
         try:

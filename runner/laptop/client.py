@@ -295,7 +295,7 @@ class Client:
             connection.send(head)
             for piece in body:
                 if piece:
-                    connection.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+                    connection.send(b"".join((b"%x\r\n" % len(piece), piece, b"\r\n")))
             connection.send(b"0\r\n\r\n")
         except Lost:
             # A box that refuses an upload answers before its end and hangs up: its words are worth more than ours.
