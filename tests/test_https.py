@@ -152,6 +152,25 @@ def test_the_certificate_that_was_told_is_the_one_that_is_shown(box: tuple[Box, 
         assert sock.version() == "TLSv1.3"
 
 
+def test_a_prometheus_elsewhere_asks_as_the_docs_say(box: tuple[Box, dict[str, Any]], tmp_path: Path) -> None:
+    """With the certificate alone as its authority, a name that is in it, and a token that only looks."""
+    pem = Path(box[0].state.certificate, "box.pem").read_text()
+    (tmp_path / "gpubox.crt").write_text(pem[pem.index("-----BEGIN CERTIFICATE-----") :])
+    minted = box[0].post("/tokens", {"scope": "read"})
+    https = minted["https"]
+    context = ssl.create_default_context(cafile=str(tmp_path / "gpubox.crt"))
+    with socket.create_connection(("127.0.0.1", https["port"]), 10) as plain:
+        sock = context.wrap_socket(plain, server_hostname=https["host"])
+        sock.sendall(
+            f"GET /api/v1/metrics HTTP/1.1\r\nHost: {https['host']}:{https['port']}\r\n"
+            f"Authorization: Bearer {minted['token']}\r\nConnection: close\r\n\r\n".encode()
+        )
+        said = everything(sock)
+        sock.close()
+    assert said.startswith(b"HTTP/1.1 200")
+    assert b"gpubox_jobs" in said
+
+
 @pytest.mark.filterwarnings("ignore:.*TLSv1_1.*:DeprecationWarning")
 def test_old_tls_and_no_tls_are_turned_away(box: tuple[Box, dict[str, Any]]) -> None:
     port = box[1]["https"]["port"]
