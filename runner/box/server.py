@@ -92,6 +92,8 @@ class Server:
         False: the address is not there yet, or the port is taken; whoever is on the box can use it all the same."""
         from runner.box.certificate import Certificate  # only a box on the network pays for it
 
+        names = own_names(chosen.name, chosen.https_names)
+        certificate = Certificate(chosen.state.certificate, names)
         try:
             sockets = listeners(chosen.https)
         except NotThere as problem:
@@ -99,8 +101,6 @@ class Server:
                 diary.write(f"laptops can't reach it yet: {problem.message}; {problem.hint}")
             self._house.unreachable = problem.message
             return False
-        names = own_names(chosen.name, chosen.https_names)
-        certificate = Certificate(chosen.state.certificate, names)
         porch = self._porch = Porch(sockets, certificate.context, self._visited)
         self._house.network = Network(names, porch.port, porch.host, certificate.fingerprint, porch.let_in)
         self._house.unreachable = None
