@@ -103,6 +103,13 @@ def test_what_was_not_asked_for_is_shown_where_it_is_the_reason(well: Box, run: 
     ]  # fmt: skip
 
 
+def test_a_box_that_laptops_can_not_reach_is_told(well: Box, run: Run, computer) -> None:  # noqa: F811
+    well.replies["GET /hello"] = {"unreachable": "the box can't listen at :7443: Address already in use"}
+    computer(OK, DONE)
+    _, out, _ = run("doctor", "service.answers")
+    assert "but not over the network: the box can't listen at :7443" in out
+
+
 def test_the_computer_is_told_what_is_known_and_asked_for(well: Box, run: Run, computer) -> None:  # noqa: F811
     told = computer(OK, DONE)
     well.replies["GET /box"] = {"draining": True}

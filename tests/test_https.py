@@ -92,8 +92,8 @@ def test_unless_it_is_said_nothing_listens() -> None:
 class Box(wire.Box):
     """One that is reached over the network, too; and a token of its owner."""
 
-    def __init__(self, place: Path) -> None:
-        super().__init__(place, https="127.0.0.1:0", cpus="4")
+    def __init__(self, place: Path, https: str = "127.0.0.1:0") -> None:
+        super().__init__(place, https=https, cpus="4")
 
     def begin_and_mint(self, scope: str = "submit") -> dict[str, Any]:
         self.start()
@@ -150,6 +150,25 @@ def test_the_certificate_that_was_told_is_the_one_that_is_shown(box: tuple[Box, 
     with connect(box[1]["https"]["port"]) as sock:
         assert fingerprint(sock.getpeercert(True) or b"") == box[1]["https"]["fingerprint"]
         assert sock.version() == "TLSv1.3"
+
+
+def test_a_prometheus_elsewhere_asks_as_the_docs_say(box: tuple[Box, dict[str, Any]], tmp_path: Path) -> None:
+    """With the certificate alone as its authority, a name that is in it, and a token that only looks."""
+    pem = Path(box[0].state.certificate, "box.pem").read_text()
+    (tmp_path / "gpubox.crt").write_text(pem[pem.index("-----BEGIN CERTIFICATE-----") :])
+    minted = box[0].post("/tokens", {"scope": "read"})
+    https = minted["https"]
+    context = ssl.create_default_context(cafile=str(tmp_path / "gpubox.crt"))
+    with socket.create_connection(("127.0.0.1", https["port"]), 10) as plain:
+        sock = context.wrap_socket(plain, server_hostname=https["host"])
+        sock.sendall(
+            f"GET /api/v1/metrics HTTP/1.1\r\nHost: {https['host']}:{https['port']}\r\n"
+            f"Authorization: Bearer {minted['token']}\r\nConnection: close\r\n\r\n".encode()
+        )
+        said = everything(sock)
+        sock.close()
+    assert said.startswith(b"HTTP/1.1 200")
+    assert b"gpubox_jobs" in said
 
 
 @pytest.mark.filterwarnings("ignore:.*TLSv1_1.*:DeprecationWarning")
@@ -237,6 +256,25 @@ def test_the_same_certificate_is_shown_by_the_next_daemon() -> None:
             again = made.post("/tokens", {"scope": "read"})
             assert again["https"]["fingerprint"] == minted["https"]["fingerprint"]
             assert ask({**minted, "https": again["https"]}, "GET", "/hello")[0] == 200
+        finally:
+            made.end()
+
+
+@pytest.mark.long
+def test_a_port_that_is_taken_keeps_nobody_on_the_box_from_it() -> None:
+    """It is told, and tried again until it is free."""
+    with wire.place() as folder, socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        made = Box(Path(folder), https=f"127.0.0.1:{port}")
+        try:
+            minted = made.begin_and_mint()
+            assert minted["https"] is None
+            assert f"can't listen at 127.0.0.1:{port}" in made.get("/hello")["unreachable"]
+            assert "laptops can't reach it yet" in made.story()
+            taken.close()
+            tools.wait_until(lambda: made.get("/hello")["unreachable"] is None, 20, made.story)
+            https = made.post("/tokens", {"scope": "read"})["https"]
+            assert ask({**minted, "https": https}, "GET", "/hello")[0] == 200
         finally:
             made.end()
 

@@ -70,7 +70,7 @@ DOORS = {
     "fastapi": ("runner.box.api", "runner.box.auth", "dashboard"),
     "starlette": ("runner.box.api", "runner.box.auth", "dashboard"),
     "pydantic": ("runner.box.api",),
-    "uvicorn": ("runner.box.serve",),
+    "uvicorn": ("runner.box.server",),
     "pathspec": ("runner.laptop.ignore", "runner.laptop.snapshot"),
     "uv": ("runner.box.envs.uv",),
     "fabric": ("runner.laptop.link",),

@@ -10,8 +10,11 @@ from runner.box.api import House
 from runner.box.diary import Diary
 from runner.box.gpus.observer import Observer
 from runner.box.history import HOST_SECONDS
+from runner.box.server import Server
+from runner.box.settings import Settings
 from runner.box.workers import Workers
 
+PORCH_SECONDS = 10.0  # until it is tried again to listen on the network
 HOUSEKEEPING_SECONDS = 3600.0
 IDLE_LOOKS = 15  # in the time after which an idle daemon ends
 
@@ -23,6 +26,13 @@ async def keep_house(house: House, diary: Diary) -> None:
         except Exception as error:  # in an hour it may work
             diary.write(f"could not clean up: {type(error).__name__}: {error}")
         await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+
+async def open_porch_later(server: Server, chosen: Settings, diary: Diary) -> None:
+    while True:
+        await asyncio.sleep(PORCH_SECONDS)
+        if server.open_porch(chosen, diary):
+            return
 
 
 async def watch_host(house: House, diary: Diary) -> None:

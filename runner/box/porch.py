@@ -30,6 +30,10 @@ ALIVE_TRIES = 4
 Address = tuple[str, int]
 
 
+class NotThere(BadSettings):
+    """The address is not there, or the port is taken: now. Later it may be another matter."""
+
+
 class Visitor:
     """A connection from its accept to its end. An address may have the next one before this one's end is noticed."""
 
@@ -159,7 +163,7 @@ def _prepare(sock: socket.socket) -> None:
 
 
 def listeners(where: str) -> list[socket.socket]:
-    """Sockets that listen at `address:port`, `[address]:port` or, at all addresses, `:port`. BadSettings."""
+    """Sockets that listen at `address:port`, `[address]:port` or, at all addresses, `:port`. BadSettings, NotThere."""
     host, colon, port = where.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:
         raise BadSettings(f"https is {where!r}, which is no address and port", 'as in https = ":7443"')
@@ -171,7 +175,7 @@ def listeners(where: str) -> list[socket.socket]:
         return [_listener(socket.AF_INET6, ("::", int(port)), True)]
     except OSError as error:
         hint = "another port, or an address of this computer, in `https`"
-        raise BadSettings(f"the box can't listen at {where}: {error.strerror or error}", hint) from error
+        raise NotThere(f"the box can't listen at {where}: {error.strerror or error}", hint) from error
 
 
 def _listener(family: int, place: tuple[object, ...], dual: bool) -> socket.socket:

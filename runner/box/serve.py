@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import signal
 import socket
@@ -12,17 +11,12 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any
-
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from typing import TYPE_CHECKING
 
 import runner
 from runner.box import chores, premises, settings
-from runner.box.api import House, make_app
-from runner.box.api.house import Network
-from runner.box.auth import Gate, Members, peer, visitor
+from runner.box.api import House
+from runner.box.auth import Gate, Members
 from runner.box.code import Blobs, Trees
 from runner.box.custody import Custody, Launched
 from runner.box.daemon import Daemon
@@ -41,12 +35,11 @@ from runner.box.gpus.frames import Frame
 from runner.box.gpus.meter import Step
 from runner.box.gpus.watch import Silence, Watch, driver_there
 from runner.box.history import History
-from runner.box.origins import own_names
-from runner.box.porch import Porch, Visitor, listeners
 from runner.box.prepare import Preparation
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
 from runner.box.secrets import kept
+from runner.box.server import Server
 from runner.box.settings import SYSTEMD, Settings
 from runner.box.store import Store
 from runner.box.tokens import Tokens
@@ -60,7 +53,6 @@ from runner.paths import COLLECTOR_SOCKET
 if TYPE_CHECKING:
     from runner.box.demo.stage import Actors, Stage
 
-GOODBYE_SECONDS = 5  # for requests that are being answered when the daemon ends
 PARENT_SECONDS = 1.0
 KNOWN_SECONDS = 6.0  # that who asks about GPUs waits for the first look at them; a driver may take long to wake
 
@@ -134,12 +126,12 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         if play is not None:
             play.enter(made.daemon, house.wishes)
         house.gpus_known = made.watch_gpus(turns, closing)
-        server = _Server(house)
+        server = Server(house)
         sock = premises.listen(chosen.socket, group=chosen.engine == SYSTEMD)
         await server.begin(sock)
-        if chosen.https:
-            server.open_porch(chosen)
-            diary.write(f"laptops reach it at {chosen.https}")
+        begun = []
+        if chosen.https and not server.open_porch(chosen, diary):
+            begun.append(asyncio.create_task(chores.open_porch_later(server, chosen, diary)))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, end.leave)
         if isinstance(made.engine, Plain):
@@ -147,7 +139,7 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         turns.wake()
         diary.write(f"{runner.__version__} listens on {chosen.socket}")
         _tell(ready, chosen, play)
-        begun = [
+        begun += [
             asyncio.create_task(chores.keep_house(house, diary)),
             asyncio.create_task(chores.watch_host(house, diary)),
         ]
@@ -340,91 +332,3 @@ def _tell(ready: int | None, chosen: Settings, play: Stage | None) -> None:
         print(play.invitation, flush=True)  # noqa: T201
     elif sys.stdout is not None and sys.stdout.isatty():
         print(f"the box {chosen.name} listens on {chosen.socket}; Ctrl-C ends it, jobs go on", flush=True)  # noqa: T201
-
-
-# --- HTTP ---
-
-
-class _Protocol(H11Protocol):
-    """uvicorn's, which says who is at the other end; and `here` are its connections without those of the network."""
-
-    def __init__(self, here: set[object], *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self._here = here
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._here.add(self)
-        self.client = peer(transport.get_extra_info("socket"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._here.discard(self)
-        super().connection_lost(exc)
-
-
-class _Visited(H11Protocol):
-    """Of a connection over the network."""
-
-    def __init__(self, porch: Porch, born: Visitor, *given: Any) -> None:
-        super().__init__(*given)
-        self._porch, self._visitor = porch, born
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.client = visitor(self._visitor.address)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._porch.gone(self._visitor)
-        super().connection_lost(exc)
-
-
-class _Server:
-    """uvicorn on our socket and our loop, without its own main loop, which would wake ten times a second."""
-
-    def __init__(self, house: House) -> None:
-        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what goes wrong is said by Front
-        self._house = house
-        self._porch: Porch | None = None
-        here: set[object] = set()
-        house.connections = here
-        config = uvicorn.Config(
-            make_app(house),
-            loop="asyncio",
-            http=partial(_Protocol, here),  # type: ignore[arg-type]
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            proxy_headers=False,  # or a header could say who asks
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=GOODBYE_SECONDS,
-        )
-        config.load()
-        self._server = uvicorn.Server(config)
-        self._server.lifespan = config.lifespan_class(config)
-
-    async def begin(self, sock: socket.socket) -> None:
-        await self._server.startup(sockets=[sock])
-
-    def open_porch(self, chosen: Settings) -> None:
-        """Listen on the network, too: the same application, TLS with the box's own certificate, tokens."""
-        from runner.box.certificate import Certificate  # only a box on the network pays for it
-
-        names = own_names(chosen.name, chosen.https_names)
-        certificate = Certificate(chosen.state.certificate, names)
-        porch = self._porch = Porch(listeners(chosen.https), certificate.context, self._visited)
-        self._house.network = Network(names, porch.port, porch.host, certificate.fingerprint, porch.let_in)
-
-    def _visited(self, born: Visitor) -> asyncio.Protocol:
-        assert self._porch is not None, "it is open when somebody comes in"
-        config, server = self._server.config, self._server
-        return _Visited(self._porch, born, config, server.server_state, server.lifespan.state)
-
-    async def finish(self) -> None:
-        self._house.close_streams()
-        if self._porch is not None:
-            self._porch.close()
-        await self._server.shutdown()

@@ -308,7 +308,12 @@ def _box(name: str) -> Iterator[Finding]:
         next = START if service and isinstance(problem, errors.Unreachable) else problem.hint
         yield _finding("service.answers", FAILED, problem.message, next, problem.hint if next != problem.hint else "")
         return
-    yield _finding("service.answers", OK, f"{name} answers (process {hello.get('pid')})")
+    answers, why = f"{name} answers (process {hello.get('pid')})", hello.get("unreachable")
+    if why:
+        next = "another port or address in `https` of box.toml, or end what has it; the box tries again by itself"
+        yield _finding("service.answers", WARNING, f"{answers}, but not over the network: {why}", next)
+    else:
+        yield _finding("service.answers", OK, answers)
     yield _version(str(hello.get("version")))
     yield _clock(headers.get("date", ""), asked)
     yield from _health(about)

@@ -34,6 +34,7 @@ class Hello:
     state: str
     draining: bool
     at: float  # by the box's clock
+    unreachable: str | None  # why it is not reached over the network, where its settings say that it is
 
 
 @dataclass
@@ -96,6 +97,7 @@ async def hello(here: Here, who: Who) -> Response:
             "state": settings.state,
             "draining": here.daemon.draining,
             "at": time.time(),
+            "unreachable": here.unreachable,
         }
     )
 

@@ -65,6 +65,7 @@ class House:
     doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so
     gpus_known: Callable[[], Awaitable[None]] = _known  # wait, shortly, until a daemon that is new has seen its GPUs
     network: Network | None = None  # None: the box listens on its unix socket alone
+    unreachable: str | None = None  # why it does, where it should listen on the network, too
     connections: Sized = ()  # that are open now on the unix socket
     requests: int = 0  # being answered now, streams included
     answering: dict[str, set[asyncio.Task[Any]]] = field(default_factory=dict)  # by the id of the token that was shown
