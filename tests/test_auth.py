@@ -145,7 +145,7 @@ class Doors:
         hall.submit("true", who=ANN)
         self.house: Any = SimpleNamespace(
             daemon=hall.daemon, wishes=hall.wishes, gate=gate, tokens=self.tokens, network=NETWORK, requests=0,
-            connections=(), touch=lambda: None,
+            unreachable=None, connections=(), touch=lambda: None,
             answers=lambda token: nullcontext(), hang_up=lambda token: None,
             gpus_known=_at_once, job=lambda job_id: hall.daemon.book.jobs[job_id],
         )  # fmt: skip
