@@ -32,6 +32,7 @@ def owner(bed_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ow
         made.setup()
         machine.run(f"mkdir -p {DROP_INS}; echo {shlex.quote(SEVERAL)} >{DROP_INS}/cpus.conf")
         machine.run("systemctl daemon-reload; systemctl restart gpubox")
+        wait_until(lambda: machine.ssh("runner ps").returncode == 0, PATIENCE)
         yield made
 
 

@@ -873,6 +873,18 @@ def test_a_kill_for_memory_is_told_from_others(
     assert sv.describe(status)["reason"] == reason
 
 
+@pytest.mark.parametrize(("status", "stopping", "reason"), [(15, None, "reboot"), (7 << 8, None, "reboot"),
+    (0, None, "reboot"), (15, "cancelled", "cancelled")])  # fmt: skip
+def test_what_ends_while_the_box_goes_down_is_the_boxs_doing(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch, status: int, stopping: str | None, reason: str
+) -> None:
+    ours = shell(state, "exit 0")
+    sv = Supervisor(ours.directory, files.get(ours.directory, "spec") or {})
+    sv.stopping = stopping
+    monkeypatch.setattr(supervisor, "_going_down", [15])
+    assert sv.describe(status)["reason"] == reason
+
+
 def test_the_parent_of_supervisors_says_what_it_could_not_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 

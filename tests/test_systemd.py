@@ -143,6 +143,7 @@ def test_a_unit_is_as_the_template_says(engine: Remote, state: StateDir, place: 
     }  # fmt: skip
     assert {name: said.get(name, "") for name in expected} == expected
     assert "nvidia" not in said.get("DeviceAllow", "")
+    assert "gpubox.service" in said["Before"].split(), "when the box goes down the daemon goes first"
 
 
 # --- lives and deaths ---
@@ -177,14 +178,14 @@ def test_a_job_that_ignores_term_is_killed(engine: Remote, state: StateDir) -> N
     assert (end.reason, end.signal) == ("cancelled", 9)
 
 
-def test_a_stopped_unit_is_recorded(engine: Remote, state: StateDir, place: box.Box) -> None:
+def test_a_stopped_unit_is_recorded_as_the_boxs_doing(engine: Remote, state: StateDir, place: box.Box) -> None:
     """As at a shutdown: the job gets TERM and its grace, and its end is on disk."""
     running(engine, state, "sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done")
     wait_until(lambda: engine.read(f"{state.job(1).attempt(1)}/log"))
     place.run("systemctl stop gpubox-job-1-1.service")
     end = see(engine).exit
     assert end is not None
-    assert end.exit_code == 7
+    assert (end.exit_code, end.reason) == (7, "reboot")
 
 
 def test_jobs_outlive_the_launcher(engine: Remote, state: StateDir, place: box.Box) -> None:

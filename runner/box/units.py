@@ -59,6 +59,7 @@ def template(
     supervisors: their uid. reads: what is its standard input."""
     return [
         f"Description={title}", f"Slice={SLICE}", "Type=exec", f"User={supervisors}",
+        "Before=gpubox.service",  # when the box goes down the daemon goes first, and starts nothing anew
         "AmbientCapabilities=CAP_SETUID CAP_SETGID CAP_KILL", "CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_KILL",
         "NoNewPrivileges=yes", "UMask=0077", f"StandardInput={reads}", "WorkingDirectory=/",
         # What it may touch. Its network is open: training code downloads.

@@ -78,6 +78,7 @@ class Kit:
 
 
 _kit: Kit | None = None
+_going_down: list[int] = []  # TERM, where it came to the whole unit
 
 
 def stage() -> Kit:
@@ -96,7 +97,7 @@ class Supervisor:
         self.launch_id = str(spec["launch_id"])
         self.grace = float(str(spec["grace"]))
         self.kill_seconds = float(str(spec.get("kill_seconds", KILL_SECONDS)))
-        self.stopping: str | None = None  # why we sent TERM: one of STOP_REASONS, or time_limit
+        self.stopping: str | None = None  # why it got TERM: one of STOP_REASONS, time_limit, or reboot
         self.kill_at = float("inf")
         self.give_up_at = float("inf")  # known from the first KILL on
         self.stuck: set[int] = set()  # what it did not end
@@ -273,6 +274,8 @@ class Supervisor:
     # --- end ---
 
     def describe(self, status: int | None) -> dict[str, object]:
+        if self.stopping is None and _going_down:
+            self.stopping = "reboot"
         if status is None:
             return {"reason": self.stopping or "cancelled", "started": True}
         code = os.waitstatus_to_exitcode(status)
@@ -437,10 +440,11 @@ def _signal(pid: int, number: int) -> None:
 def main() -> int:
     """`supervisor.pyz DIR [UID]`: supervise one attempt, for engines that start a process per job. UID: the job's user.
 
-    As the main process of a unit: when that is stopped, TERM goes to all of it, and the job's end is still recorded.
+    As the main process of a unit: when that is stopped, as when the box goes down, TERM goes to all of it. The job has
+    its grace, and its end is recorded as the box's doing.
     """
     if len(sys.argv) == 2:
         print(json.dumps({"pid": os.getpid()}), flush=True)  # noqa: T201
         return supervise(AttemptDir(sys.argv[1]))
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: _going_down.append(number))
     return supervise(AttemptDir(sys.argv[1]), Account(int(sys.argv[2])))
