@@ -42,6 +42,7 @@ class _Nothing:
     requests = 0
     connections = ()
     network = None
+    pages = None
 
     def touch(self) -> None: ...
 
@@ -125,7 +126,7 @@ THEIRS_IS_CLOSED = {
 OPEN_TO_MEMBERS = {
     "POST /jobs", "POST /jobs/1/rerun", "POST /jobs/adopt", "POST /snapshots", "POST /blobs", "POST /bundles",
     "POST /tokens",
-    "POST /notices/seen",
+    "POST /notices/seen", "POST /dashboard",
     "PUT /secrets/1", "DELETE /secrets/1",  # of their own
     "DELETE /tokens/1",  # which is not there, for them
 }  # fmt: skip
@@ -145,7 +146,7 @@ class Doors:
         hall.submit("true", who=ANN)
         self.house: Any = SimpleNamespace(
             daemon=hall.daemon, wishes=hall.wishes, gate=gate, tokens=self.tokens, network=NETWORK, requests=0,
-            unreachable=None, connections=(), touch=lambda: None,
+            pages=None, unreachable=None, connections=(), touch=lambda: None,
             answers=lambda token: nullcontext(), hang_up=lambda token: None,
             gpus_known=_at_once, job=lambda job_id: hall.daemon.book.jobs[job_id],
         )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runner.box.origins import check, own_names
+from runner.box.origins import check, check_page, own_names, said_same_site
 from runner.errors import Misdirected, Refused
 
 NAMES = ["gpubox", "gpubox.local", "attic", "attic.local", "box.example.org"]
@@ -103,3 +103,59 @@ def test_the_names_are_the_hosts_own_first(monkeypatch: pytest.MonkeyPatch) -> N
     assert names == [
         "tower", "tower.local", "tower.example.org", "attic", "attic.local", "box.example.org", "203.0.113.7",
     ]  # fmt: skip
+
+
+# --- a browser's own port ---
+
+
+def page(*headers: tuple[str, str], port: int = 7480) -> None:
+    check_page([(name.encode(), value.encode()) for name, value in headers], port)
+
+
+def test_a_page_is_at_its_own_address_and_nowhere_else() -> None:
+    page(("host", "127.0.0.1:7480"))
+    page(("host", "127.0.0.1:7480"), ("origin", "http://127.0.0.1:7480"), ("sec-fetch-site", "same-origin"))
+    for host in ("evil.example:7480", "localhost:7480", "127.0.0.1:7481", "127.0.0.1", "[::1]:7480", ""):
+        with pytest.raises(Misdirected):
+            page(("host", host))
+    with pytest.raises(Misdirected):
+        page()
+
+
+@pytest.mark.parametrize("origin", ["https://127.0.0.1:7480", "http://127.0.0.1:7481", "http://evil.example", "null"])
+def test_another_page_of_the_same_computer_is_another_page(origin: str) -> None:
+    with pytest.raises(Refused):
+        page(("host", "127.0.0.1:7480"), ("origin", origin))
+    for site in ("same-site", "cross-site"):
+        with pytest.raises(Refused):
+            page(("host", "127.0.0.1:7480"), ("sec-fetch-site", site))
+
+
+def test_over_the_network_only_ports_that_were_told_lead_here() -> None:
+    def over(host: str, origin: str) -> None:
+        headers = [(b"host", host.encode()), (b"origin", origin.encode())]
+        check(headers, NAMES, "192.168.1.5", 7443, {40123})
+
+    over("127.0.0.1:40123", "http://127.0.0.1:40123")
+    over("gpubox:7443", "https://gpubox:7443")
+    with pytest.raises(Misdirected):
+        over("127.0.0.1:40124", "http://127.0.0.1:40124")
+    with pytest.raises(Misdirected):
+        over("evil.example:40123", "http://evil.example:40123")
+    with pytest.raises(Refused):
+        over("127.0.0.1:40123", "https://gpubox:7443")
+    with pytest.raises(Refused):
+        over("gpubox:7443", "http://127.0.0.1:40123")
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ([], False),
+        ([(b"sec-fetch-site", b"none")], False),
+        ([(b"sec-fetch-site", b"same-origin")], True),
+        ([(b"origin", b"http://127.0.0.1:7480")], True),
+    ],
+)
+def test_what_changes_something_says_from_which_page_it_comes(headers: list[tuple[bytes, bytes]], said: bool) -> None:
+    assert said_same_site(headers) is said

@@ -1,7 +1,8 @@
 """Who asks, and whether they may. Every route is closed unless it says otherwise.
 
-On the unix socket the kernel says who it is (SO_PEERCRED), on the network a token. The protocol puts which of the two,
-and the caller, into the ASGI scope's `client`, which no header reaches: proxy headers are off.
+On the unix socket the kernel says who it is (SO_PEERCRED), on the network a token; a browser, there or at the
+dashboard's own port, shows the cookie of a session. The protocol puts which of these, and the caller, into the ASGI
+scope's `client`, which no header reaches: proxy headers are off.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from runner import paths, words
+from runner.box import sessions
+from runner.box.origins import said_same_site
+from runner.box.sessions import Sessions
 from runner.box.tokens import ADD_HINT, Tokens
 from runner.errors import NotTrusted, Refused
 from runner.model import Principal
 
 _MARK = "uid:"  # no address of a network connection begins like this
 _NETWORK = "tls:"  # nor like this
+_PAGE = "page:"  # nor like this
 _LOOKS = ("GET", "HEAD")
 ACCOUNT_SECONDS = 2.0  # the name of an account is believed so long: each request asks, and NSS may be slow
 WHO = "gpubox.who"  # in an ASGI scope: the Principal whom Front has let in
@@ -42,6 +47,16 @@ def visitor(address: tuple[str, int]) -> tuple[str, int]:
     return f"{_NETWORK}{address[0]}", address[1]
 
 
+def browser(address: tuple[str, int]) -> tuple[str, int]:
+    """The ASGI `client` of a connection to the dashboard's own port."""
+    return f"{_PAGE}{address[0]}", address[1]
+
+
+def browsing(scope: MutableMapping[str, Any]) -> bool:
+    """Whether this is the dashboard's own port on this computer."""
+    return str((scope.get("client") or ("",))[0]).startswith(_PAGE)
+
+
 def networked(scope: MutableMapping[str, Any]) -> tuple[str, int] | None:
     """The address of a visitor; None for who is on this computer."""
     name, port = scope.get("client") or ("", 0)
@@ -54,6 +69,7 @@ class Gate:
     def __init__(self, owner: int | None = None, tokens: Tokens | None = None) -> None:
         self.owner = os.getuid() if owner is None else owner
         self.tokens = tokens
+        self.sessions = Sessions()
 
     def admit(self, scope: MutableMapping[str, Any]) -> Principal:
         """Who asks. Who may only look changes nothing, on whatever route."""
@@ -63,7 +79,10 @@ class Gate:
         return who
 
     def _who(self, scope: MutableMapping[str, Any]) -> Principal:
-        if networked(scope) is not None and self.tokens is not None:
+        over_network = networked(scope) is not None and self.tokens is not None
+        if browsing(scope) or (over_network and not _shows_token(scope) and sessions.shown(_headers(scope))):
+            return self._signed_in(scope)
+        if over_network and self.tokens is not None:
             return self._holder(self.tokens, scope)
         name = (scope.get("client") or ("",))[0]
         if not name.startswith(_MARK) or not name[len(_MARK) :].isdecimal():
@@ -81,6 +100,20 @@ class Gate:
             raise NotTrusted(f"the account that this token was made for ({token.user}) is not there any more", ADD_HINT)
         role = min(token.scope, self.role(token.uid), key=words.ROLES.index)
         return Principal(token.uid, token.user, role, token.id)
+
+    def _signed_in(self, scope: MutableMapping[str, Any]) -> Principal:
+        """Who shows a session's cookie. A browser sends it by itself, so what changes something has to come from a page
+        of ours, as Origin or Sec-Fetch-Site says; that they are the right ones was looked at before."""
+        now, headers = time.time(), _headers(scope)
+        who = self.sessions.holder(sessions.shown(headers), now)
+        if scope.get("method") not in _LOOKS and not said_same_site(headers):
+            raise Refused("this request does not say from which page it comes", "use a browser of this decade")
+        if who.token and self.tokens is not None:
+            self.tokens.good(who.token, now)
+        if user_name(who.uid) != who.user:  # as for a token
+            raise NotTrusted(f"the account that signed in ({who.user}) is not there any more", sessions.HINT)
+        role = min(who.role, self.role(who.uid), key=words.ROLES.index)
+        return Principal(who.uid, who.user, role, who.token)
 
     def role(self, uid: int) -> str:
         """submit or admin. Refused: neither."""
@@ -111,6 +144,14 @@ class Members(Gate):
             f"this box is for the group {self.members}, and {user_name(uid)} is not in it",
             f"an administrator of it can say: sudo adduser {user_name(uid)} {self.members}",
         )
+
+
+def _headers(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    return list(scope.get("headers", ()))
+
+
+def _shows_token(scope: MutableMapping[str, Any]) -> bool:
+    return any(name == b"authorization" for name, _ in _headers(scope))
 
 
 def _groups(uid: int) -> set[str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from runner.errors import Misdirected, Refused
 
 Headers = Iterable[tuple[bytes, bytes]]
+LOOPBACK = "127.0.0.1"
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -29,18 +30,44 @@ def _sound(name: str) -> bool:
     return bool(name) and name.isascii() and not set(name) - set("abcdefghijklmnopqrstuvwxyz0123456789.-_:")
 
 
-def check(headers: Headers, names: Sequence[str], address: str, port: int) -> None:
+def check(
+    headers: Headers, names: Sequence[str], address: str, port: int, forwarded: Collection[int] = frozenset()
+) -> None:
     """Misdirected: Host is not one of our names, with our port. Refused: a page of another site asks.
 
-    address: ours, on which this connection came in; that is a right name as well."""
+    address: ours, on which this connection came in; that is a right name as well. forwarded: ports of the browser's
+    own 127.0.0.1 that lead here, as those who opened them said."""
     found = list(headers)
     host = _only(found, b"host")
-    if host is None or not _ours(host, names, address, port):
+    scheme = "http" if _is_forwarded(host, forwarded) else "https"
+    if host is None or not (scheme == "http" or _ours(host, names, address, port)):
         raise Misdirected("the box has another name than the one that it was asked for", "https_names may name more")
+    _same_site(found, f"{scheme}://{host}")
+
+
+def check_page(headers: Headers, port: int) -> None:
+    """The same for the page that this computer's own browser sees, as http://127.0.0.1:port."""
+    found = list(headers)
+    host = _only(found, b"host")
+    if not _is_forwarded(host, (port,)):
+        raise Misdirected("the dashboard has another address than this", f"it is at http://{LOOPBACK}:{port}")
+    _same_site(found, f"http://{host}")
+
+
+def said_same_site(headers: Headers) -> bool:
+    """Whether a browser vouches for the page that asks: the checks above let in those that say nothing, too."""
+    return any(name == b"origin" or (name, value) == (b"sec-fetch-site", b"same-origin") for name, value in headers)
+
+
+def _same_site(found: Headers, ours: str) -> None:
     site = _only(found, b"sec-fetch-site", "none")
-    origin = _only(found, b"origin", f"https://{host}")
-    if site not in ("same-origin", "none") or origin is None or origin.lower() != f"https://{host}".lower():
+    origin = _only(found, b"origin", ours)
+    if site not in ("same-origin", "none") or origin is None or origin.lower() != ours.lower():
         raise Refused("a page of another site asks, and this box does not answer those")
+
+
+def _is_forwarded(host: str | None, ports: Collection[int]) -> bool:
+    return host in {f"{LOOPBACK}:{port}" for port in ports}
 
 
 def _only(headers: Iterable[tuple[bytes, bytes]], name: bytes, absent: str | None = None) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
+import dashboard
 import runner
 from runner.box import chores, premises, settings
 from runner.box.api import House
@@ -124,9 +125,11 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         closing.callback(hints.close)
         house = made.house(turns, end)
         if play is not None:
+            made.daemon.gpus.told = made.told(house.beat)
             play.enter(made.daemon, house.wishes)
-        house.gpus_known = made.watch_gpus(turns, closing)
-        server = Server(house)
+        house.gpus_known = made.watch_gpus(turns, closing, house.beat)
+        house.pages = pages = dashboard.Pages(house)
+        server = Server(house, pages.add_to)
         sock = premises.listen(chosen.socket, group=chosen.engine == SYSTEMD)
         await server.begin(sock)
         begun = []
@@ -209,8 +212,8 @@ class _Made:
             gpus.meter.resume(uuid, count)
         return history
 
-    def _told(self) -> Callable[[Frame, Sequence[Step]], None]:
-        """Who else hears what was read; a demo's past is not remembered."""
+    def told(self, beat: Callable[[], None]) -> Callable[[Frame, Sequence[Step]], None]:
+        """Who else hears what was read."""
         gpus, files = self.daemon.gpus, JobFiles(self.settings.state.gpu_jobs)
         remember = self.diary.guarded(self.history.heard)
         label = self.diary.guarded(lambda: files.write(gpus.by_index()))
@@ -218,6 +221,7 @@ class _Made:
         def told(frame: Frame, steps: Sequence[Step]) -> None:
             remember(frame, steps)
             label()
+            asyncio.get_running_loop().call_soon(beat)  # when the cards know of it, too
 
         return told
 
@@ -255,10 +259,10 @@ class _Made:
         self.environments.touch(environment)
         return self.environments.bin_dir(environment)
 
-    def watch_gpus(self, turns: Turns, closing: ExitStack) -> Callable[[], Awaitable[None]]:
+    def watch_gpus(self, turns: Turns, closing: ExitStack, beat: Callable[[], None]) -> Callable[[], Awaitable[None]]:
         """Have the GPUs watched; returns what waits until they are known, or why they are not."""
         gpus, known, play = self.daemon.gpus, asyncio.Event(), self.play
-        gpus.told = self._told()
+        gpus.told = self.told(beat)
 
         def heard(value: object) -> None:
             known.set()

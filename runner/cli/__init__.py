@@ -25,6 +25,7 @@ COMMANDS = {
         "diff": ("diff", "diff", "what changed between the code of two jobs"),
         "gpus": ("gpus", "gpus", "the GPUs: what they do, and who has them"),
         "notices": ("notices", "notices", "what the box noticed: faults, idle GPUs, heat"),
+        "dashboard": ("dashboard", "dashboard", "the GPUs, the queue and the logs in your browser"),
     },
     "Change": {
         "cancel": ("jobs", "cancel", "end jobs, or take them out of the queue"),

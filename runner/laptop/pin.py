@@ -60,6 +60,14 @@ class Pinned:
         data: bytes = self._tls.read(min(size, PIECE))
         return data
 
+    def fileno(self) -> int:
+        number: int = self._socket.fileno()
+        return number
+
+    def pending(self) -> int:
+        """Bytes that have arrived and are decrypted, which no `select` sees."""
+        return int(self._tls.pending())
+
     def settimeout(self, seconds: float | None) -> None:
         self._socket.settimeout(seconds)
 

@@ -9,17 +9,19 @@ history.py  what they did, notices, numbers for Prometheus
 tokens.py who may come in over the network
 environments.py  what was built for jobs
 secrets.py  what is kept for jobs, and never told
+signin.py a browser's way in
 box.py    the box itself
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Depends, FastAPI
 
 import runner
-from runner.box.api import box, code, environments, gpus, history, jobs, logs, secrets, tokens
+from runner.box.api import box, code, environments, gpus, history, jobs, logs, secrets, signin, tokens
 from runner.box.api.front import Front, set_words
 from runner.box.api.house import House
 from runner.box.auth import admitted
@@ -38,8 +40,8 @@ class Refusal:
     hint: str
 
 
-def make_app(house: House | None) -> FastAPI:
-    """The application. Without a house it only describes itself."""
+def make_app(house: House | None, pages: Callable[[FastAPI], None] | None = None) -> FastAPI:
+    """The application. Without a house it only describes itself. pages: adds what people look at."""
     app = FastAPI(
         title="gpubox",
         version=str(runner.API_LEVEL),
@@ -52,9 +54,11 @@ def make_app(house: House | None) -> FastAPI:
         redirect_slashes=False,
     )
     routes = APIRouter(prefix=PREFIX)
-    for part in (box, code, environments, gpus, history, jobs, logs, secrets, tokens):
+    for part in (box, code, environments, gpus, history, jobs, logs, secrets, signin, tokens):
         routes.include_router(part.routes)
     app.include_router(routes)
+    if pages is not None:
+        pages(app)
     set_words(app)
     if house is not None:
         app.state.house = house

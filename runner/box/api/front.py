@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,7 +17,7 @@ import runner
 from runner import errors, files
 from runner.box import origins
 from runner.box.api.house import House, answer
-from runner.box.auth import WHO, networked
+from runner.box.auth import WHO, browsing, networked
 from runner.model import Principal
 
 Scope = MutableMapping[str, Any]
@@ -28,6 +29,7 @@ CONNECTIONS_MAX = 256  # on the unix socket; a follower costs three descriptors,
 JSON_BYTES = 8 << 20
 MANIFEST_BYTES = 64 << 20  # 100,000 files with long names
 HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
     (b"x-gpubox-api", str(runner.API_LEVEL).encode()),
     (b"x-gpubox-version", runner.__version__.encode()),
 ]
@@ -44,7 +46,7 @@ class Front:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [*message.get("headers", ()), *HEADERS]
+                message["headers"] = [*_inert(scope, message.get("headers", ())), *HEADERS]
             await send(message)
 
         self.house.requests += 1
@@ -55,8 +57,8 @@ class Front:
                 who = self._let_in(scope)
             except errors.Problem as problem:
                 doom(self.house, problem)
-                return await turned_away(problem)(scope, receive, with_headers)
-            with self.house.answers(who.token) if who.token else nullcontext():
+                return await self._turned_away(scope, problem)(scope, receive, with_headers)
+            with self.house.answers(who.token) if who is not None and who.token else nullcontext():
                 await self.app(scope, limited(scope, receive), with_headers)
         except ClientDisconnect:
             pass  # whoever asked has gone, with nobody left to tell
@@ -76,15 +78,38 @@ class Front:
             self.house.requests -= 1
             self.house.touch()
 
-    def _let_in(self, scope: Scope) -> Principal:
-        """Before a byte of the body is read: from where, under which name, and who."""
+    def _let_in(self, scope: Scope) -> Principal | None:
+        """Before a byte of the body is read: from where, under which name, and who. None: it is open to all."""
         network, address = self.house.network, networked(scope)
-        if network is not None and address is not None:
-            origins.check(scope["headers"], network.names, scope["server"][0], network.port)
+        if browsing(scope):
+            origins.check_page(scope["headers"], scope["server"][1])
+        elif network is not None and address is not None:
+            ports = self.house.gate.sessions.ports(time.time())
+            origins.check(scope["headers"], network.names, scope["server"][0], network.port, ports)
+        if self.house.pages is not None and self.house.pages.open(scope):
+            return None
         who = scope[WHO] = self.house.gate.admit(scope)
         if network is not None and address is not None:
             network.let_in(address)
         return who
+
+    def _turned_away(self, scope: Scope, problem: errors.Problem) -> Response:
+        """Who asks for a page is shown one."""
+        pages = self.house.pages
+        if pages is None or _is_api(scope):
+            return turned_away(problem)
+        reply = pages.problem(scope, problem)
+        reply.headers["connection"] = "close"
+        return reply
+
+
+def _is_api(scope: Scope) -> bool:
+    return str(scope.get("path", "")).startswith("/api/")
+
+
+def _inert(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    """What the API sends is never a page: a job's output that a browser opens runs nothing."""
+    return [*headers, (b"content-security-policy", b"default-src 'none'; sandbox")] if _is_api(scope) else headers
 
 
 def turned_away(problem: errors.Problem) -> Response:
@@ -139,10 +164,18 @@ def set_words(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
 
 
+def _said(request: Request, problem: errors.Problem, status: int | None = None) -> Response:
+    pages = getattr(request.app.state.house, "pages", None)
+    if pages is None or _is_api(request.scope):
+        return refused(problem, status)
+    shown: Response = pages.problem(request.scope, problem)
+    return shown
+
+
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.Problem), "the handler is registered for these"
     doom(request.app.state.house, error)
-    return refused(error)
+    return _said(request, error)
 
 
 def doom(house: House, problem: errors.Problem) -> None:
@@ -151,14 +184,16 @@ def doom(house: House, problem: errors.Problem) -> None:
         house.doomed(problem)
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError), "the handler is registered for these"
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return refused(errors.BadData("the request's body is not JSON", "upgrade `runner`"))
+        return _said(request, errors.BadData("the request's body is not JSON", "upgrade `runner`"))
     where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
     said = str(first["msg"]).removeprefix("Input ").removeprefix("Value error, ")
-    return refused(errors.BadRequest(f"{where} {said[:1].lower()}{said[1:]}", "docs/openapi.json says what it takes"))
+    return _said(
+        request, errors.BadRequest(f"{where} {said[:1].lower()}{said[1:]}", "docs/openapi.json says what it takes")
+    )
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -166,13 +201,15 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "the handler is registered for these"
     cause = error.__cause__
     if isinstance(cause, errors.Problem):
-        return refused(cause)
+        return _said(request, cause)
     if isinstance(cause, RecursionError):
-        return refused(errors.BadData("the request's body is nested too deeply"))
+        return _said(request, errors.BadData("the request's body is nested too deeply"))
     path = request.url.path[:200]
     if error.status_code == 404:
-        return refused(errors.NotFound(f"{path!a} is not part of the API", "it is described in docs/openapi.json"))
+        return _said(
+            request, errors.NotFound(f"{path!a} is not part of the API", "it is described in docs/openapi.json")
+        )
     if error.status_code == 405:
         wrong = errors.BadRequest(f"{request.method} is not for {path!a}", "the API is described in docs/openapi.json")
-        return refused(wrong, 405)
-    return refused(errors.BadData("the request could not be read", "send it again"), error.status_code)
+        return _said(request, wrong, 405)
+    return _said(request, errors.BadData("the request could not be read", "send it again"), error.status_code)

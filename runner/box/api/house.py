@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sized
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Header, Path, Request, Response
 
@@ -36,6 +36,10 @@ async def _known() -> None:
     """Nothing is waited for."""
 
 
+async def _no_page() -> int:
+    raise errors.NotInstalled("this daemon has no dashboard")
+
+
 @dataclass
 class Network:
     """How the box is reached from elsewhere."""
@@ -45,6 +49,18 @@ class Network:
     address: str  # at which the box reaches it itself
     fingerprint: str  # SHA-256 of its certificate, in hex
     let_in: Callable[[tuple[str, int]], None]  # a request of who came from there was
+
+
+class Pages(Protocol):
+    """The dashboard, as far as the API knows of it."""
+
+    def open(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether this is for everybody: the sign-in, and what pages are drawn with."""
+        ...
+
+    def problem(self, scope: MutableMapping[str, Any], problem: errors.Problem) -> Response:
+        """What a person sees who asked for a page in vain."""
+        ...
 
 
 @dataclass
@@ -64,6 +80,8 @@ class House:
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
     doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so
     gpus_known: Callable[[], Awaitable[None]] = _known  # wait, shortly, until a daemon that is new has seen its GPUs
+    pages: Pages | None = None
+    open_page: Callable[[], Awaitable[int]] = _no_page  # listen for a browser on this computer; the port
     network: Network | None = None  # None: the box listens on its unix socket alone
     unreachable: str | None = None  # why it does, where it should listen on the network, too
     connections: Sized = ()  # that are open now on the unix socket
@@ -71,20 +89,31 @@ class House:
     answering: dict[str, set[asyncio.Task[Any]]] = field(default_factory=dict)  # by the id of the token that was shown
     uploads: dict[tuple[int, str], Upload] = field(default_factory=dict)  # that go on, by whose and which key
     last_request: float = 0.0  # monotonic
+    frame: int = 0  # counts what the collector has said
     _streams: set[asyncio.Event] = field(default_factory=set)
+    _viewers: set[asyncio.Event] = field(default_factory=set)  # of the streams, those that draw each frame
     closing: bool = False
 
     @contextmanager
-    def stream(self) -> Iterator[asyncio.Event]:
-        """An event that is set when something changed, or when it is time to go (`closing`)."""
+    def stream(self, frames: bool = False) -> Iterator[asyncio.Event]:
+        """An event that is set when something changed, or when it is time to go (`closing`); frames: at each, too."""
         woken = asyncio.Event()
         self._streams.add(woken)
+        if frames:
+            self._viewers.add(woken)
         unlisten = self.daemon.events.listen(woken.set)
         try:
             yield woken
         finally:
             unlisten()
             self._streams.discard(woken)
+            self._viewers.discard(woken)
+
+    def beat(self) -> None:
+        """The GPUs were read."""
+        self.frame += 1
+        for woken in self._viewers:
+            woken.set()
 
     def close_streams(self) -> None:
         self.closing = True

@@ -53,6 +53,23 @@ class Slot:
     def bus_id(self) -> str:
         return f"00000000:{self.index + 1:02X}:00.0"
 
+    def readings(self) -> dict[str, object]:
+        """The same as the statements below, as the collector says it."""
+        card, model, busy = self.card, self.card.model, self.card.load > 0
+        held = [name for name, so in (("power_cap", card.capped), ("sw_thermal", card.hot)) if so and busy]
+        return {
+            "utilization": round(card.load, 2),
+            "memory_utilization": round(card.load * 0.62, 2),
+            "power_watts": card.watts,
+            "temperature_celsius": float(round(card.degrees)),
+            "fan": round(card.fan, 2),
+            "sm_clock_hertz": card.clock * 1e6,
+            "memory_clock_hertz": (model.memory_clock if busy else 405) * 1e6,
+            "performance_state": 2 if busy else 8,
+            "energy_joules": card.joules,
+            "throttled_by": held,
+        }
+
     @property
     def used_bytes(self) -> int:
         return sum(holder.memory_bytes for holder in self.holders)

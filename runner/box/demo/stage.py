@@ -23,6 +23,7 @@ from runner.box.demo.script import Files, Holder, Slot
 from runner.box.engines import Key, Launch
 from runner.box.engines.fake import Fake
 from runner.box.gpus.frames import Frame, Probe, Reading
+from runner.box.gpus.meter import Step
 from runner.box.prepare import Preparation
 from runner.box.settings import Settings
 from runner.box.wishes import Wishes
@@ -30,6 +31,7 @@ from runner.model import Exit, Job, Process, Resources
 
 SEED = 15  # with this one a GPU of each kind is there at first: held by one job, shared, held by a stranger
 PAST_SECONDS = 3 * 3600.0  # that were played before the start
+REMEMBERED_SECONDS = 900.0  # of them, for which there is a history, second by second
 BUSY_SECONDS = 300.0  # of them, in which it was as busy as afterwards
 PAUSE, CALM_PAUSE = 9.0, 300.0  # seconds between two submissions, on average
 QUEUE_MAX = 14  # jobs waiting: nobody submits more
@@ -110,6 +112,7 @@ class Stage:
         self.slots[1].card.airflow = 0.66  # between two others it gets hot
         self._linked = [(self.slots[0], self.slots[1])]
         self._chance = Random(SEED)
+        self._noise = Random(SEED)  # of loads alone, so that the play is the same without them
         self._tasks = {task.name: task for task in people.TASKS}
         self._pids = itertools.cycle(PIDS)
         self._runs: dict[Key, Run] = {}
@@ -126,13 +129,31 @@ class Stage:
         self._daemon, self._wishes = daemon, wishes
         daemon.gpus.words = lambda now: None
         at = self._started
+        told, daemon.gpus.told = daemon.gpus.told, lambda frame, steps: None  # what is long past is not remembered
         daemon.gpus.heard(self._frame(at), at)
         while at < self._live_from:
             self._move(at)
             daemon.gpus.heard(self._frame(at), at)
             daemon.pass_once(at)
-            at = at + SOON if self.engine.fresh else max(self._next(), at + MOMENT)
+            after = at + SOON if self.engine.fresh else max(self._next(), at + MOMENT)
+            self._pass_time(at, min(after, self._live_from), told)
+            at = after
         self.act(self._live_from)
+
+    def _pass_time(self, at: float, until: float, told: Callable[[Frame, Sequence[Step]], None]) -> None:
+        """What the collector would have said between two moments of the play, in the last minutes of its past."""
+        second = max(at, self._live_from - REMEMBERED_SECONDS) // 1 + 1
+        while second < until:
+            self._daemon.gpus.told = told
+            for slot in self.slots:
+                slot.card.pass_time(second - self._looked_at, self._load(slot, self._noise))
+            self._looked_at = second
+            self._daemon.gpus.heard(self._frame(second), second)
+            second += 1
+
+    @staticmethod
+    def _load(slot: Slot, chance: Random) -> float:
+        return min(sum(holder.load for holder in slot.holders) * chance.uniform(0.95, 1.0), 1.0)
 
     async def play(self, wake: Callable[[], None], report: Callable[[str], None]) -> None:
         """From now on, in real time. wake: has the daemon take a turn."""
@@ -181,8 +202,7 @@ class Stage:
         self.now = now
         seconds, self._looked_at = now - self._looked_at, now
         for slot in self.slots:
-            load = sum(holder.load for holder in slot.holders)
-            slot.card.pass_time(seconds, min(load * self._chance.uniform(0.95, 1.0), 1.0))
+            slot.card.pass_time(seconds, self._load(slot, self._chance))
         fresh = self._fresh()
         for launch in fresh:
             self._begin(launch)
@@ -324,7 +344,7 @@ class Stage:
         for slot in self.slots:
             model = slot.card.model
             reading = Reading(slot.uuid, slot.index, model.name, slot.bus_id, model.memory_bytes)
-            reading.sample = {"memory_used_bytes": slot.used_bytes}
+            reading.sample = {"memory_used_bytes": slot.used_bytes, **slot.readings()}
             reading.processes = [
                 Process(each.pid, each.started, each.memory_bytes, each.kind, True, each.user, each.command,
                         each.launch or None)

@@ -1,0 +1,303 @@
+"""The pages. Each is rendered whole by the daemon and works as a snapshot; the browser keeps it alive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import fields, replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query
+from fastapi.responses import StreamingResponse
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+import runner
+from dashboard import assets, figures, render, signin, work
+from dashboard.live import Live, cards
+from dashboard.totals import Sums
+from runner import errors, words
+from runner.box import listing
+from runner.box.api.house import House, JobId
+from runner.box.auth import WHO, Who
+from runner.box.forecast import start_of
+from runner.box.sessions import shown
+from runner.box.store import Group
+from runner.box.submissions import command
+from runner.model import Job, Principal, Use
+
+WAITING, FINISHED = 8, 8  # on the overview
+FINISHED_STEP, FINISHED_MAX = 200, 2000  # in the list of jobs
+FORESEEN = 8  # waiting jobs whose start is foreseen: each plays the queue forward
+NOTICES = 100
+TROUBLE = ("critical", "warning")
+TROUBLE_MAX = 4
+Scope = MutableMapping[str, Any]
+Text = Annotated[str, Query(max_length=200)]
+
+
+class Pages:
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._live = Live(house)
+        self._sums = Sums(house)
+
+    # --- for the front ---
+
+    def open(self, scope: Scope) -> bool:
+        path, method = scope.get("path", ""), scope.get("method")
+        return (path.startswith("/static/") and method in ("GET", "HEAD")) or path == signin.PATH
+
+    def problem(self, scope: Scope, problem: errors.Problem) -> Response:
+        if isinstance(problem, errors.NotTrusted) and scope.get("method") == "GET":
+            return RedirectResponse(signin.PATH, 303, render.HEADERS)
+        values = {"problem": problem, **self._base(scope, "")}
+        return render.page("problem.html", values, problem.http_status)
+
+    def render(self, name: str, **values: Any) -> Response:
+        return render.page(name, {"box": self._house.daemon.settings.name, "version": runner.__version__, **values})
+
+    def add_to(self, app: FastAPI) -> None:
+        closed = APIRouter(include_in_schema=False)
+        ways: dict[str, Callable[..., Awaitable[Response]]] = {
+            "/": self.overview,
+            "/part/work": self.part_work,
+            "/jobs": self.jobs,
+            "/jobs/{job_id}": self.job,
+            "/part/jobs/{job_id}": self.part_job,
+            "/gpus/{name}": self.gpu,
+            "/queue": self.queue,
+            "/events": self.events,
+            "/settings": self.settings,
+            "/live": self.live,
+        }
+        for path, answer in ways.items():
+            closed.add_api_route(path, answer, methods=["GET"], response_model=None)
+        closed.add_api_route("/sign-out", self.sign_out, methods=["POST"], response_model=None)
+        app.include_router(closed)
+        app.add_route("/static/{name:path}", assets.serve, ["GET"])
+        app.add_route(signin.PATH, self._sign_in, ["GET", "POST"])
+
+    async def _sign_in(self, request: Request) -> Response:
+        if request.method == "POST":
+            return await signin.enter(self._house, request)
+        return await signin.page(self, request)
+
+    async def sign_out(self, request: Request) -> Response:
+        self._house.gate.sessions.leave(shown(request.scope["headers"]))
+        return RedirectResponse(signin.PATH, 303, render.HEADERS)
+
+    # --- overview ---
+
+    async def overview(self, request: Request) -> Response:
+        await self._house.gpus_known()
+        values = {"live": cards(self._house), **await self._work(request.scope)}
+        return render.page("overview.html", {**values, **self._base(request.scope, "overview")})
+
+    async def part_work(self, request: Request) -> Response:
+        return render.page("part.html", await self._work(request.scope))
+
+    async def _work(self, scope: Scope) -> dict[str, Any]:
+        daemon, now = self._house.daemon, time.time()
+        jobs, groups = listing.overview(daemon, FINISHED, (), now)
+        rows = self._rows(jobs)
+        waiting = {job.id for job in jobs if job.state == words.QUEUED}
+        starts = self._foreseen([job for job in daemon.book.queued if job.id in waiting][:FORESEEN], now)
+        queue = self._waiting(rows, groups, starts)
+        unseen = [each for each in daemon.store.notices(None, NOTICES, True) if each.severity in TROUBLE]
+        gpus = daemon.gpus.view(now)
+        return {
+            "running": [row for row in rows if row["state"]["text"] in words.ACTIVE],
+            "queue": queue[:WAITING],
+            "queue_more": max(0, len(queue) - WAITING),
+            "finished": sorted(
+                (row for row in rows if row["finished"]), key=lambda row: row["ended_at"] or 0, reverse=True
+            ),
+            "counts": {
+                state: sum(job.state == state for job in daemon.book.jobs.values()) for state in words.UNFINISHED
+            },
+            "trouble": unseen[:TROUBLE_MAX],
+            "trouble_more": max(0, len(unseen) - TROUBLE_MAX),
+            "totals": await self._sums.now(),
+            "watts": sum(gpu.sample.power_watts or 0.0 for gpu in gpus if gpu.sample is not None),
+            "paused": daemon.paused(),
+            "draining": daemon.draining,
+            "free": sum(gpu.state in (words.FREE, words.ASLEEP) for gpu in gpus),
+            "gpu_count": len([gpu for gpu in gpus if gpu.state != words.GONE]),
+            "labels": {gpu.uuid: f"GPU {gpu.index}" for gpu in gpus if gpu.index is not None},
+            "may": may(scope),
+            "box": daemon.settings.name,
+            "now": now,
+        }
+
+    def _waiting(
+        self, rows: Sequence[dict[str, Any]], groups: Sequence[Group], starts: Mapping[int, float]
+    ) -> list[dict[str, Any]]:
+        """The queue in its order, a group as one, in the place of its first job."""
+        own = {row["id"]: row for row in rows if row["state"]["text"] == words.QUEUED}
+        left = {group.group: group for group in groups if group.counts.get(words.QUEUED)}
+        found: list[dict[str, Any]] = []
+        for job in self._house.daemon.book.queued:
+            if job.id in own:
+                found.append({**own[job.id], "starts_at": starts.get(job.id), "count": 0})
+            elif job.group is not None and (group := left.pop(job.group, None)) is not None:
+                (row,) = self._rows([job])
+                count = group.counts[words.QUEUED]
+                whole = {"id": group.group, "count": count, "reasons": work.reasons(group.why), "why": group.why}
+                found.append({**row, **whole, "starts_at": None})
+        return found
+
+    def _rows(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        rack = self._house.daemon.gpus
+        uses: dict[int, list[Use]] = {}
+        for use, _ in self._house.daemon.store.uses([job.id for job in jobs if job.attempt]):
+            uses.setdefault(use.job, []).append(use)
+        for job in jobs:
+            if job.state in words.ACTIVE:
+                uses[job.id] = rack.uses(job.id)
+        indices = {gpu.uuid: gpu.index for gpu in rack.view(time.time()) if gpu.index is not None}
+        return [work.row(job, uses.get(job.id, []), indices) for job in jobs]
+
+    def _foreseen(self, jobs: Sequence[Job], now: float) -> dict[int, float]:
+        """When they are likely to start, as far as somebody knows."""
+        daemon = self._house.daemon
+        active = list(daemon.book.active.values())
+        found = {job.id: start_of(job, daemon.book.queued, active, daemon.facts(now)) for job in jobs if not job.held}
+        return {job: at for job, at in found.items() if at is not None}
+
+    # --- jobs ---
+
+    async def jobs(
+        self,
+        request: Request,
+        state: Text = "",
+        user: Text = "",
+        q: Text = "",
+        sort: Text = "id",
+        up: bool = False,
+        finished: Annotated[int, Query(ge=0, le=FINISHED_MAX)] = FINISHED_STEP,
+    ) -> Response:
+        daemon = self._house.daemon
+        if sort not in work.SORTS or (state and state not in words.STATES):
+            raise errors.BadRequest("there is no such order or state", "take one of those that the page shows")
+        known = self._house.wishes.fresh([*daemon.book.jobs.values(), *daemon.store.last(finished)])
+        users = sorted({job.user for job in known})
+        found = [job for job in known if _matches(job, state, user, q)]
+        found.sort(key=work.SORTS[sort], reverse=not up)
+        more = len(known) - len(daemon.book.jobs) >= finished and finished < FINISHED_MAX
+        values = {
+            "rows": self._rows(found),
+            "known": len(known),
+            "users": users,
+            "states": words.STATES,
+            "asked": {"state": state, "user": user, "q": q, "sort": sort, "up": up, "finished": finished},
+            "older": min(finished + FINISHED_STEP, FINISHED_MAX) if more else 0,
+            "may": may(request.scope),
+        }
+        return render.page("jobs.html", {**values, **self._base(request.scope, "jobs")})
+
+    async def job(self, request: Request, job_id: JobId) -> Response:
+        return render.page("job.html", await self._job(request.scope, job_id))
+
+    async def part_job(self, request: Request, job_id: JobId) -> Response:
+        return render.page("receipt.html", await self._job(request.scope, job_id))
+
+    async def _job(self, scope: Scope, job_id: int) -> dict[str, Any]:
+        house, now = self._house, time.time()
+        (job,) = house.wishes.fresh([house.job(job_id)])
+        spec = house.daemon.store.spec(job.spec_id)
+        job = replace(job, command=command(spec.command, job.params))
+        uses = house.daemon.gpus.uses(job_id)
+        gpus = {gpu.uuid: gpu for gpu in house.daemon.gpus.view(now)}
+        last = [use for use in uses if use.attempt == job.attempt]
+        smallest = min((gpus[uuid].memory_bytes or 0 for uuid in job.allotted if uuid in gpus), default=0) or None
+        left = await house.call(lambda: house.custody.listing(job_id).as_json())
+        return {
+            "job": job,
+            "row": self._rows([job])[0],
+            "spec": spec,
+            "why": house.wishes.why(job),
+            "attempts": house.daemon.store.attempts(job_id),
+            "receipt": work.receipt(job, last, smallest, now),
+            "advice": work.advice(job, last, smallest),
+            "outputs": left["outputs"],
+            "gpus": gpus,
+            "had": sorted(job.allotted, key=lambda uuid: (gpus[uuid].index or 0) if uuid in gpus else -1),
+            "labels": {uuid: f"GPU {gpu.index}" for uuid, gpu in gpus.items()},
+            "may": may(scope),
+            "state_of": work.state,
+            "now": now,
+            **self._base(scope, "jobs"),
+        }
+
+    # --- the others ---
+
+    async def gpu(self, request: Request, name: str) -> Response:
+        house = self._house
+        await house.gpus_known()
+        uuid = house.daemon.gpus.named(name)
+        live = cards(house)
+        gpu = next(each for each in house.daemon.gpus.view(time.time()) if each.uuid == uuid)
+        live["gpus"] = [card for card in live["gpus"] if card["uuid"] == uuid]
+        values = {"gpu": gpu, "sample": gpu.sample, "live": live, "may": may(request.scope)}
+        return render.page("gpu.html", {**values, **self._base(request.scope, "gpu")})
+
+    async def queue(self, request: Request) -> Response:
+        values = await self._work(request.scope)
+        daemon = self._house.daemon
+        queued = self._house.wishes.fresh(daemon.book.queued[:FINISHED_STEP])
+        starts = self._foreseen(queued[:FORESEEN], time.time())
+        rows = [{**row, "starts_at": starts.get(row["id"]), "count": 0} for row in self._rows(queued)]
+        more = max(0, len(daemon.book.queued) - len(rows))
+        return render.page("queue.html", {**values, "rows": rows, "more": more, **self._base(request.scope, "queue")})
+
+    async def events(self, request: Request) -> Response:
+        daemon = self._house.daemon
+        labels = {gpu.uuid: f"GPU {gpu.index}" for gpu in daemon.gpus.view(time.time()) if gpu.index is not None}
+        values = {"notices": daemon.store.notices(None, NOTICES, False), "labels": labels, "may": may(request.scope)}
+        return render.page("events.html", {**values, **self._base(request.scope, "events")})
+
+    async def settings(self, request: Request) -> Response:
+        house = self._house
+        chosen = house.daemon.settings
+        told = [each for each in fields(chosen) if each.metadata.get("means")]
+        who: Principal = request.scope[WHO]
+        values = {
+            "settings": [
+                (each.name, getattr(chosen, each.name), each.metadata["means"], each.default) for each in told
+            ],
+            "history_bytes": await house.call(house.history.archive.bytes),
+            "tokens": house.tokens.listed(who, time.time()),
+            "fingerprint": house.network.fingerprint if house.network is not None else "",
+            "who": who,
+            "state": chosen.state,
+        }
+        return render.page("settings.html", {**values, **self._base(request.scope, "settings")})
+
+    async def live(self, who: Who) -> Response:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._live.events(), headers=headers, media_type="text/event-stream")
+
+    def _base(self, scope: Scope, here: str) -> dict[str, Any]:
+        daemon = self._house.daemon
+        indices = [gpu.index for gpu in daemon.gpus.view(time.time()) if gpu.index is not None]
+        return {
+            "box": daemon.settings.name,
+            "version": runner.__version__,
+            "here": here,
+            "user": scope[WHO].user if WHO in scope else "",
+            "gpu_indices": sorted(indices),
+            "now": time.time(),
+        }
+
+
+def may(scope: Scope) -> bool:
+    """Whether whoever looks may also change something; what exactly, the box says when it is asked."""
+    return bool(scope[WHO].role != "read")
+
+
+def _matches(job: Job, state: str, user: str, text: str) -> bool:
+    if (state and job.state != state) or (user and job.user != user):
+        return False
+    told = f"#{job.id} {job.name} {job.user} {' '.join(job.command)} {figures.moment(job.submitted_at)}"
+    return text.lower() in told.lower()

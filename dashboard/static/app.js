@@ -1,0 +1,152 @@
+// Of every page: times that go on, keys, and what asks before it does something.
+import { span } from "./words.js";
+
+const skew = Date.now() / 1000 - Number(document.body.dataset.now); // the box's clock is what counts
+export const now = () => Date.now() / 1000 - skew;
+
+function tick() {
+  const at = now();
+  for (const each of document.querySelectorAll("time[data-since]")) {
+    if (each.dataset.since !== "None") put(each, span(at - Number(each.dataset.since)));
+  }
+  for (const each of document.querySelectorAll("time[data-ago]")) put(each, `${span(at - Number(each.dataset.ago))} ago`);
+  for (const each of document.querySelectorAll("time[data-until]")) {
+    const left = Number(each.dataset.until) - at;
+    put(each, left > 0 ? (each.closest(".n") ? span(left) : `in ${span(left)}`) : "any moment");
+  }
+}
+
+function put(place, words) {
+  if (place.textContent !== words) place.textContent = words;
+}
+
+setInterval(tick, 1000);
+
+// --- what is said --------------------------------------------------------------------------------------------------
+
+let hush;
+export function say(words) {
+  const place = document.getElementById("said");
+  place.textContent = words;
+  clearTimeout(hush);
+  hush = setTimeout(() => { place.textContent = ""; }, 6000);
+}
+
+// --- what changes something ----------------------------------------------------------------------------------------
+
+const WISHES = {
+  cancel: (ids) => ["/jobs/cancel", { ids }],
+  kill: (ids) => ["/jobs/cancel", { ids, grace: 0 }],
+  hold: (ids) => ["/jobs/hold", { ids }],
+  release: (ids) => ["/jobs/release", { ids }],
+  up: (ids, extra) => ["/jobs/priority", { ids, priority: Number(extra) + 1 }],
+  down: (ids, extra) => ["/jobs/priority", { ids, priority: Number(extra) - 1 }],
+  rerun: (ids) => [`/jobs/${ids[0]}/rerun`, {}],
+  seen: (ids) => ["/notices/seen", { up_to: ids[0] }],
+};
+
+function sure(button) {
+  const dialog = document.getElementById("ask");
+  document.getElementById("ask-title").textContent = button.textContent;
+  document.getElementById("ask-text").textContent = button.dataset.ask;
+  document.getElementById("ask-yes").textContent = button.dataset.yes;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
+async function act(button) {
+  if (button.dataset.ask && !(await sure(button))) return;
+  const id = /^\d+$/.test(button.dataset.ids) ? Number(button.dataset.ids) : button.dataset.ids;
+  const [path, body] = WISHES[button.dataset.act]([id], button.dataset.extra);
+  button.disabled = true;
+  try {
+    const reply = await fetch(`/api/v1${path}`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", "Idempotency-Key": key() },
+      body: JSON.stringify(body),
+    });
+    const said = await reply.json();
+    if (!reply.ok) say(said.hint ? `${said.message} (${said.hint})` : said.message);
+    else if (button.dataset.act === "rerun") location.assign(`/jobs/${said.id}`);
+    else document.body.dispatchEvent(new Event("changed"));
+  } catch {
+    say("The box does not answer.");
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function key() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.dataset.act) act(button);
+  if (button.dataset.copy) {
+    await navigator.clipboard.writeText(button.dataset.copy);
+    say("Copied.");
+  }
+});
+
+// --- keys ------------------------------------------------------------------------------------------------------------
+
+const PLACES = { o: "/", j: "/jobs", q: "/queue", e: "/events", s: "/settings" };
+const box = document.getElementById("keys-on");
+box.checked = localStorage.getItem("keys") !== "off";
+box.addEventListener("change", () => localStorage.setItem("keys", box.checked ? "on" : "off"));
+document.getElementById("keys").addEventListener("click", () => document.getElementById("help").showModal());
+
+let going = 0;
+document.addEventListener("keydown", (event) => {
+  const writing = event.target.closest("input, select, textarea, dialog");
+  if (writing || !box.checked || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (going && Date.now() - going < 1500 && PLACES[event.key]) return location.assign(PLACES[event.key]);
+  going = event.key === "g" ? Date.now() : 0;
+  if (event.key === "?") document.getElementById("help").showModal();
+  else if (event.key === "/") focus(event, document.querySelector("#filter, #log-filter"));
+  else if (event.key === "p") document.getElementById("pause").click();
+  else if (event.key === "j" || event.key === "k") focus(event, neighbour(event.key === "j" ? 1 : -1));
+  else if (/^[1-8]$/.test(event.key)) location.assign(`/gpus/${Number(event.key) - 1}`);
+});
+
+function focus(event, place) {
+  if (!place) return;
+  event.preventDefault();
+  place.focus();
+}
+
+function neighbour(step) {
+  const links = [...document.querySelectorAll(".rows tbody td.lead > a")];
+  const at = links.indexOf(document.activeElement);
+  return links[at < 0 ? (step > 0 ? 0 : links.length - 1) : Math.min(Math.max(at + step, 0), links.length - 1)];
+}
+
+// --- parts that are fetched anew -----------------------------------------------------------------------------------
+
+// A part is never swapped under an open dialog or a finger; what came meanwhile is fetched afterwards.
+let late = false;
+document.body.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.detail.requestConfig.verb === "get" && document.querySelector("dialog[open]")) {
+    event.preventDefault();
+    late = true;
+  }
+});
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.addEventListener("close", () => {
+    if (late) document.body.dispatchEvent(new Event("changed"));
+    late = false;
+  });
+}
+document.body.addEventListener("htmx:afterSettle", () => {
+  tick();
+  const titled = document.querySelector("[data-title]");
+  if (titled) document.title = `${titled.dataset.title} · gpubox`;
+});
+document.body.addEventListener("htmx:responseError", (event) => {
+  if (event.detail.xhr.status === 401) location.assign("/sign-in");
+});

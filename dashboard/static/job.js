@@ -1,0 +1,72 @@
+// A job's page. While it is not over, the tab's one stream is that of its log, which tells its states, too.
+import { charts } from "./charts.js";
+import { Log, follow } from "./log.js";
+
+const place = document.getElementById("job");
+const { job, finished } = place.dataset;
+const log = new Log(document.getElementById("log"), job);
+const section = document.getElementById("charts");
+const RENEW_MS = 10000;
+
+document.getElementById("log-filter").addEventListener("input", (event) => log.filter(event.target.value));
+document.getElementById("log-wrap").addEventListener("click", (event) => {
+  event.currentTarget.setAttribute("aria-pressed", String(log.wrap()));
+});
+
+if (section) {
+  const drawn = charts(section);
+  section.addEventListener("zoom", (event) => drawn.load(...(event.detail ? event.detail.map((at) => at.toFixed(0)) : [])));
+  drawn.load();
+  if (finished === "0") setInterval(() => { if (!section.querySelector("details[open], .plot:hover")) drawn.load(); }, RENEW_MS);
+}
+
+function changed() {
+  document.body.dispatchEvent(new Event("changed"));
+}
+
+async function run() {
+  let offset = await log.open();
+  let attempt = Number(place.dataset.attempt) || 1;
+  if (finished === "1") {
+    if (!log.place.childElementCount) log.place.append(note("It printed nothing, or its log is not kept any more."));
+    return;
+  }
+  for (let pause = 500; ; pause = Math.min(pause * 2, 8000)) {
+    try {
+      const over = await follow(job, attempt, offset, (frame, bytes) => {
+        pause = 500;
+        if (frame.kind === "log") {
+          log.add(bytes);
+          offset += bytes.length;
+        } else if (frame.kind === "gap") {
+          log.skipped(frame.until - offset);
+          offset = frame.until;
+        } else if (frame.kind === "state") {
+          if (frame.attempt > attempt) {
+            attempt = frame.attempt;
+            offset = 0;
+            log.place.append(note(`attempt ${attempt}`));
+          }
+          changed();
+        }
+      });
+      if (over) {
+        changed();
+        return;
+      }
+    } catch {
+      // the box is away, or begins anew: it is asked again
+    }
+    await new Promise((resolve) => { setTimeout(resolve, pause); });
+  }
+}
+
+function note(words) {
+  const line = document.createElement("p");
+  line.className = "gap";
+  line.textContent = words;
+  return line;
+}
+
+if (finished === "0") setInterval(changed, RENEW_MS);
+run();

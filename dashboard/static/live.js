@@ -1,0 +1,86 @@
+// GPUs as they are now: the words come ready from the box, and are put where they stood.
+import { listen } from "./stream.js";
+import { element, span, text } from "./words.js";
+import { now } from "./app.js";
+import { spark } from "./charts.js";
+
+const SPARK_SECONDS = 600;
+const sparks = new Map();
+
+function draw(frame) {
+  const silence = document.getElementById("silence");
+  if (silence) {
+    silence.hidden = !(frame.silent && frame.gpus.length);
+    silence.querySelector("[data-part=silent]").textContent = frame.silent || "";
+    silence.querySelector("[data-part=hint]").textContent = frame.hint || "";
+  }
+  let watts = 0;
+  let strange = 0;
+  for (const gpu of frame.gpus) {
+    watts += gpu.raw[1] || 0;
+    const card = document.querySelector(`[data-gpu="${CSS.escape(gpu.uuid)}"]`);
+    if (card) drawCard(card, gpu, frame.at);
+    else strange += 1;
+  }
+  const place = document.getElementById("watts");
+  if (place) set(place, watts.toFixed(0));
+  const shown = document.querySelectorAll("#gpus.cards:not(.one) [data-gpu]").length;
+  if (document.querySelector("#work") && (strange || shown > frame.gpus.length)) location.reload(); // a card came or left
+  document.dispatchEvent(new CustomEvent("frame", { detail: frame }));
+}
+
+function drawCard(card, gpu, at) {
+  const part = (name) => card.querySelector(`[data-part="${name}"]`);
+  for (const name of ["util", "memory", "temperature", "power", "fan", "clock", "capped", "state"]) set(part(name), gpu[name]);
+  part("temperature").className = gpu.temperature_tone;
+  part("state").className = `badge ${gpu.tone}`;
+  part("state").title = gpu.why;
+  card.classList.toggle("faint", gpu.state === "Asleep");
+  const bar = part("memory-bar");
+  bar.setAttribute("class", `meter ${gpu.memory_tone}`);
+  bar.querySelector(".fill").setAttribute("width", `${gpu.memory_share * 100}%`);
+  bar.setAttribute("aria-valuenow", Math.round(gpu.memory_share * 100));
+  bar.setAttribute("aria-valuetext", gpu.memory);
+  drawWho(part("who"), gpu);
+  drawBadges(part("badges"), gpu.badges);
+  sparks.get(gpu.uuid)?.add(at, gpu.raw[0]);
+}
+
+function set(place, words) {
+  if (place.textContent !== words) place.textContent = words;
+}
+
+function drawWho(place, gpu) {
+  const told = JSON.stringify([gpu.jobs, gpu.others, gpu.why]);
+  if (place.dataset.told === told) return;
+  place.dataset.told = told;
+  const lines = gpu.jobs.map((job) => {
+    const link = element("a", { href: `/jobs/${job.id}` }, element("span", { class: "number" }, `#${job.id}`), " ", text(job.name));
+    const rest = element("span", { class: "dim" }, text(job.user));
+    if (job.since) rest.append(" · ", element("time", { "data-since": job.since }, span(now() - job.since)));
+    return element("p", {}, link, " ", rest);
+  });
+  if (gpu.others) lines.push(element("p", { class: "dim" }, text(gpu.others)));
+  else if (!lines.length) lines.push(element("p", { class: "dim" }, text(gpu.why || "nobody uses it")));
+  place.replaceChildren(...lines);
+}
+
+function drawBadges(place, badges) {
+  const told = JSON.stringify(badges);
+  if (place.dataset.told === told) return;
+  place.dataset.told = told;
+  place.replaceChildren(...badges.map((each) => element("span", { class: `badge ${each.tone}`, title: each.title }, each.text)));
+}
+
+async function begin() {
+  const cards = [...document.querySelectorAll("[data-gpu]")];
+  for (const card of cards) sparks.set(card.dataset.gpu, spark(card.querySelector("[data-spark]"), SPARK_SECONDS));
+  if (!cards.length) return;
+  const reply = await fetch(`/api/v1/history?columns=utilization&last=${SPARK_SECONDS}&points=300`);
+  if (!reply.ok) return;
+  const told = await reply.json();
+  for (const series of told.series) sparks.get(series.subject)?.fill(told.at, series.lines.utilization?.mean || []);
+}
+
+begin();
+listen({ frame: draw, changed: () => document.body.dispatchEvent(new Event("changed")) });

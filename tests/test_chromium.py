@@ -1,0 +1,441 @@
+"""The dashboard in a real browser: Debian's Chromium, driven by Playwright, over a demo and over a box of its own.
+
+What it looked like is left in build/screenshots.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tools
+import wire
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from runner import words
+
+pytestmark = pytest.mark.browser
+ROOT = Path(__file__).resolve().parent.parent
+SHOTS = ROOT / "build" / "screenshots"
+AXE = (ROOT / "tests/browser/axe-4.14.1.min.js").read_text()
+SIZES = {390: 844, 1366: 768, 2560: 1440}
+SCHEMES = ("light", "dark")
+JUDGED = ((390, "dark"), (1366, "light"))  # by axe-core: both layouts, both schemes
+PAGES = {"overview": "/", "jobs": "/jobs", "job": "/jobs/78", "queue": "/queue", "gpu": "/gpus/1", "events": "/events",
+         "settings": "/settings", "lost": "/jobs/99999"}  # fmt: skip
+PAINT_SECONDS, PIXEL_SECONDS, LOG_SECONDS = 0.3, 0.3, 0.5  # the bars, of an idle computer
+BUSY = 4.0  # times longer may it take on a busy one
+LOG_LINES = 1_000_000
+LINES_KEPT = 5100
+END = "(([log]) => log.scrollHeight - log.scrollTop - log.clientHeight)(document.querySelectorAll('#log'))"
+HOSTILE = (
+    "<script>window.pwned=1</script>", "<img src=x onerror=window.pwned=1>", "<svg onload=window.pwned=1>",
+    "</p></div><script>window.pwned=1</script>", '\'"><img src=x onerror=window.pwned=1>',
+    "<iframe srcdoc='<script>top.pwned=1</script>'>", "<a href='javascript:window.pwned=1' id=bait>press</a>",
+    "<style>*{display:none}</style>", "<base href='//evil.example/'>",
+    "<meta http-equiv=refresh content='0;url=//evil.example'>",
+    "<form action=//evil.example><button>Stop</button></form>",
+    "<object data='data:text/html,<script>top.pwned=1</script>'></object>",
+    "<embed src='javascript:window.pwned=1'>", "<math><mi xlink:href='javascript:window.pwned=1'>",
+    "<details open ontoggle=window.pwned=1>", "<video><source onerror=window.pwned=1>",
+    "<body onload=window.pwned=1>", "<input autofocus onfocus=window.pwned=1>", "<marquee onstart=window.pwned=1>",
+    "<link rel=stylesheet href=//evil.example/x.css>",
+    "<div hx-get='/api/v1/hello' hx-trigger=load hx-on:load='window.pwned=1'>", "<div data-act=cancel data-ids=1>",
+    "<template><script>window.pwned=1</script></template>", "{{constructor.constructor('window.pwned=1')()}}",
+    "${window.pwned=1}", "<%= 7*7 %>", "&lt;script&gt;window.pwned=1&lt;/script&gt;",
+    "&#60;script&#62;window.pwned=1", "<!--><script>window.pwned=1</script>", "]]><script>window.pwned=1</script>",
+    "\x1b]0;title\x07\x1b[31mred\x1b[0m", "\x1b]8;;javascript:window.pwned=1\x07link\x1b]8;;\x07",
+    "\x1b[2J\x1b[Hgone", "\x1b[38;5;300mx", "\x1b[1;2;3;4;999m<b>", "\x1bP<script>\x1b\\", "\u202egnp.exe",
+    "\u2066<i>\u2069", "\ufeff<script>", "%3Cscript%3Ewindow.pwned=1%3C/script%3E", "x" * 30000,
+    "\rover\r<script>window.pwned=1</script>",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=tools.need("chromium"), args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+class Demo:
+    """`runner serve --demo`, and the command that lets a browser in."""
+
+    def __init__(self, folder: str) -> None:
+        self.env = {**os.environ, "HOME": folder, "XDG_STATE_HOME": folder, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-P", "-m", "runner", "serve", "--demo"]
+        self.process = subprocess.Popen(command, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def run(self, *args: str) -> str:
+        command = [sys.executable, "-P", "-m", "runner", *args, "--box", "demo"]
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, check=False).stdout.strip()
+
+    def address(self) -> str:
+        return tools.wait_until(lambda: self.run("dashboard", "--no-open"), 30)
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Demo]:
+    with wire.place() as folder:
+        made = Demo(folder)
+        try:
+            made.address()
+            yield made
+        finally:
+            made.end()
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[wire.Box]:
+    """A daemon whose jobs print what nobody should trust."""
+    with wire.place() as folder:
+        ours = wire.Box(Path(folder))
+        try:
+            ours.start()
+            yield ours
+        finally:
+            ours.end()
+
+
+class Visit:
+    """A page that is signed in, and what it complained about."""
+
+    def __init__(self, chromium: Browser, address: str, **options: Any) -> None:
+        self.context: BrowserContext = chromium.new_context(**options)
+        self.context.add_init_script(
+            "addEventListener('securitypolicyviolation',"
+            " (e) => console.error('CSP ' + e.violatedDirective + ' ' + e.blockedURI))"
+        )
+        self.context.set_default_timeout(15_000)
+        self.page: Page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(address)
+        self.page.wait_for_url(re.compile(r":\d+/$"))
+        self.root = self.page.url.rstrip("/")
+
+    def go(self, path: str) -> Page:
+        self.page.goto(self.root + path)
+        return self.page
+
+    def until(self, expression: str) -> None:
+        """Wait until it is true. Playwright's own way evaluates text within the page, which the policy forbids."""
+        deadline = time.monotonic() + 15
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < deadline, f"never: {expression}; the page said {self.said}"
+            self.page.wait_for_timeout(25)
+
+    def quiet(self) -> bool:
+        return not self.said and all(url.startswith((self.root, "data:")) for url in self.asked)
+
+    def trouble(self) -> list[str]:
+        """What axe-core finds that is serious or worse."""
+        self.page.evaluate(AXE)
+        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        return [
+            f"{each['id']}: {[node['target'] for node in each['nodes']][:3]}"
+            for each in found["violations"]
+            if each["impact"] in ("serious", "critical")
+        ]
+
+
+def visit_of(chromium: Browser, address: str, width: int = 1366, scheme: str = "light", **options: Any) -> Visit:
+    size: Any = {"width": width, "height": SIZES[width]}
+    return Visit(chromium, address, viewport=size, color_scheme=scheme, **options)
+
+
+def address_of(box: wire.Box) -> str:
+    made = box.post("/dashboard")
+    return f"http://127.0.0.1:{made['port']}/sign-in#{made['code']}"
+
+
+# --- what it looks like ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", SIZES)
+def test_each_page_fits_and_has_no_serious_fault(chromium: Browser, demo: Demo, width: int, scheme: str) -> None:
+    visit = visit_of(chromium, demo.address(), width, scheme)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    for name, path in PAGES.items():
+        page = visit.go(path)
+        if name in ("gpu", "job"):
+            page.wait_for_selector(".chart canvas")
+        if name == "lost":
+            visit.said.clear()  # that it is not there, the console says, too
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (
+            f"{name} is wider than {width} px"
+        )
+        page.screenshot(path=SHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
+        if (width, scheme) in JUDGED:
+            assert visit.trouble() == [], name
+    assert visit.said == []
+    assert visit.quiet()
+    visit.context.close()
+
+
+def test_the_narrowest_phone_has_room_for_it(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address(), 390)
+    visit.page.set_viewport_size({"width": 320, "height": 640})
+    for name, path in PAGES.items():
+        page = visit.go(path)
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+    visit.context.close()
+
+
+def test_without_javascript_a_page_is_a_snapshot(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address())
+    plain = chromium.new_context(storage_state=visit.context.storage_state(), java_script_enabled=False)
+    page = plain.new_page()
+    page.goto(visit.root)
+    assert page.locator(".card").count() == 4
+    assert "%" in (page.locator("[data-part=util]").first.text_content() or "")
+    plain.close()
+    visit.context.close()
+
+
+# --- that it lives ---------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_is_painted_at_once_and_lives(
+    chromium: Browser, demo: Demo, figure: Callable[[str], None]
+) -> None:
+    visit = visit_of(chromium, demo.address())
+    paints = []
+    for _ in range(3):
+        page = visit.go("/")
+        visit.until("performance.getEntriesByName('first-contentful-paint').length > 0")
+        paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000)
+    late = page.evaluate(
+        """() => new Promise((done) => {
+            const seen = [];
+            document.addEventListener('frame', (event) => requestAnimationFrame(() => {
+                seen.push(Date.now() / 1000 - event.detail.read_at);
+                if (seen.length === 4) done(seen);
+            }));
+        })"""
+    )
+    middle = sorted(late)[1]
+    figure(f"dashboard: Overview painted after {min(paints) * 1000:.0f} ms (at most {PAINT_SECONDS * 1000:.0f})")
+    figure(f"dashboard: from a reading to the page {middle * 1000:.0f} ms (at most {PIXEL_SECONDS * 1000:.0f})")
+    assert min(paints) < PAINT_SECONDS * BUSY
+    assert middle < PIXEL_SECONDS * BUSY
+    streams = "performance.getEntriesByType('resource').filter((each) => each.name.endsWith('/live')).length"
+    assert page.evaluate(streams) <= 1
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_who_pauses_sees_it_stand_still(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address())
+    page = visit.page
+    visit.until("document.querySelector('#live-word').textContent === 'live' && document.querySelector('.live.fresh')")
+    page.keyboard.press("p")
+    assert "paused" in (page.text_content("#live-word") or "")
+    page.evaluate("window.frames_seen = 0; document.addEventListener('frame', () => { window.frames_seen += 1; })")
+    page.wait_for_timeout(1500)
+    assert page.evaluate("window.frames_seen") == 0
+    page.keyboard.press("p")
+    visit.until("window.frames_seen > 0")
+    visit.context.close()
+
+
+def test_keys_lead_where_they_say(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address())
+    page = visit.page
+    for keys, path in (("gj", "/jobs"), ("gq", "/queue"), ("ge", "/events"), ("2", "/gpus/1"), ("go", "/")):
+        for key in keys:
+            page.keyboard.press(key)
+        page.wait_for_url(visit.root + path)
+        page.wait_for_load_state("load")
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#help", state="hidden")
+    page.keyboard.press("j")
+    visit.until("document.activeElement.closest('td.lead') !== null")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"/jobs/\d+$"))
+    visit.context.close()
+
+
+def test_a_charts_table_and_ranges(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address())
+    page = visit.go("/gpus/0")
+    page.wait_for_selector(".chart canvas")
+    assert page.locator(".chart").count() == 6
+    page.click("[data-range='600']")
+    visit.until("document.querySelector('[data-range=\"600\"]').getAttribute('aria-pressed') === 'true'")
+    page.locator(".chart details summary").first.click()
+    page.wait_for_selector(".chart details table")
+    assert "%" in (page.locator(".chart details td").first.text_content() or "")
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+# --- that it does what is asked, and asks before ---------------------------------------------------------------------
+
+
+def test_a_job_is_ended_after_a_question(chromium: Browser, box: wire.Box) -> None:
+    job = box.submit(["sleep", "600"], name="long")
+    tools.wait_until(lambda: box.state_of(job) == words.RUNNING, 20, box.story)
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go(f"/jobs/{job}")
+    page.click(f"#cancel-{job}")
+    assert f"Stop job {job} (long)?" in (page.text_content("#ask-text") or "")
+    page.click("#ask button[value=no]")
+    page.wait_for_timeout(200)
+    assert box.state_of(job) == words.RUNNING
+    page.click(f"#kill-{job}")
+    page.click("#ask-yes")
+    page.wait_for_selector("text=cancelled")
+    assert box.ended(job)["state"] == words.CANCELLED
+    page.click(f"#rerun-{job}")
+    page.wait_for_url(lambda url: url != f"{visit.root}/jobs/{job}")
+    again = int(page.url.rpartition("/")[2])
+    box.post("/jobs/cancel", {"ids": [again], "grace": 0})
+    page.wait_for_selector("text=cancelled")
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_jobs_are_found_while_one_types(chromium: Browser, box: wire.Box) -> None:
+    box.submit(["true"], name="needle", held=True)
+    box.submit(["true"], name="straw", held=True)
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/jobs")
+    page.keyboard.press("/")
+    page.keyboard.type("needle")
+    visit.until("document.querySelectorAll('#jobs tbody tr').length === 1")
+    assert "q=needle" in page.url
+    assert "needle" in (page.text_content("#jobs td.lead") or "")
+    assert page.evaluate("document.activeElement.id") == "filter"
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_the_queue_is_put_in_another_order(chromium: Browser, box: wire.Box) -> None:
+    first = box.submit(["true"], name="one", held=True)
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/queue")
+    page.click(f"#up-{first}0")
+    page.wait_for_selector(f"#up-{first}1")
+    assert box.get(f"/jobs/{first}")["job"]["priority"] == 1
+    page.click(f"#cancel-{first}")
+    page.click("#ask-yes")
+    visit.until(f"!document.querySelector('#cancel-{first}')")
+    assert box.state_of(first) == words.CANCELLED
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+# --- that nothing of a job's is more than text -----------------------------------------------------------------------
+
+
+def test_hostile_logs_and_names_are_text(chromium: Browser, box: wire.Box) -> None:
+    assert len(HOSTILE) >= 40
+    told = "\n".join(HOSTILE) + "\n"
+    job = box.submit([sys.executable, "-c", f"import sys; sys.stdout.write({told!a})"], name=HOSTILE[0])
+    for name in HOSTILE[:24]:
+        box.submit(["true", name], name=name[:60], held=True)
+    box.ended(job)
+    visit = visit_of(chromium, address_of(box))
+    for path in ("/", "/jobs", "/queue", f"/jobs/{job}", f"/jobs/{job + 1}"):
+        page = visit.go(path)
+        page.wait_for_timeout(200)
+        assert page.evaluate("window.pwned") is None
+        assert (
+            page.locator("script:not([src]), iframe, object, embed, #bait, base, main form[action^='//']").count() == 0
+        )
+        assert page.locator("main").is_visible()
+    page = visit.go(f"/jobs/{job}")
+    page.wait_for_selector("#log p")
+    shown = page.text_content("#log") or ""
+    assert HOSTILE[0] in shown
+    assert not set(shown) & {"\x1b", "\x07", "\u202e", "\u2066", "\r"}
+    assert page.locator("#log *:not(p):not(span)").count() == 0
+    assert "red" in (page.locator("#log .c1").first.text_content() or "")
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_a_long_log_opens_at_its_end_and_is_kept_in_bounds(
+    chromium: Browser, box: wire.Box, figure: Callable[[str], None]
+) -> None:
+    job = box.submit(
+        [sys.executable, "-c", f"print('\\n'.join(f'line {{n}}' for n in range({LOG_LINES})))"], name="long-log"
+    )
+    box.ended(job)
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/settings")
+    began = time.monotonic()
+    page = visit.go(f"/jobs/{job}")
+    visit.until(f"document.querySelector('#log')?.lastElementChild?.textContent === 'line {LOG_LINES - 1}'")
+    took = time.monotonic() - began
+    figure(f"dashboard: a log of {LOG_LINES:,} lines is open at its end after {took * 1000:.0f} ms (at most 500)")
+    assert took < LOG_SECONDS * BUSY
+    assert page.evaluate("document.querySelector('#log').childElementCount") <= LINES_KEPT
+    assert page.evaluate(END) < 40
+    last = page.locator("#log p").nth(1).text_content() or ""
+    page.click("#log .gap button")
+    visit.until(f"![...document.querySelectorAll('#log p')].slice(0, 2).some((p) => p.textContent === '{last}')")
+    numbers = page.evaluate(
+        "[...document.querySelectorAll('#log p:not(.gap)')].map((p) => Number(p.textContent.slice(5)))"
+    )
+    assert numbers == list(range(numbers[0], LOG_LINES)), "what is above joins without a gap"
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_a_log_is_followed_and_rests_where_one_reads(chromium: Browser, box: wire.Box) -> None:
+    said = "import time\nfor n in range(100000):\n print('tick', n, flush=True)\n time.sleep(0.005)"
+    job = box.submit([sys.executable, "-c", said], name="ticks")
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go(f"/jobs/{job}")
+    visit.until("document.querySelectorAll('#log p').length > 120")
+    page.evaluate("document.querySelector('#log').scrollTop = 0")
+    page.wait_for_selector("#log-end:not([hidden])")
+    assert page.evaluate("document.querySelector('#log').scrollTop") == 0
+    assert re.search(r"\(\d+ new\)", page.text_content("#log-end") or "")
+    page.click("#log-end")
+    page.wait_for_selector("#log-end", state="hidden")
+    page.fill("#log-filter", "tick 77")
+    assert set(page.locator("#log p:not(.filtered)").all_text_contents()) >= {"tick 77"}
+    box.post("/jobs/cancel", {"ids": [job], "grace": 0})
+    page.wait_for_selector("text=cancelled")
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+# --- who is let in ---------------------------------------------------------------------------------------------------
+
+
+def test_a_code_that_was_used_is_told(chromium: Browser, box: wire.Box) -> None:
+    address = address_of(box)
+    visit = visit_of(chromium, address)
+    other = chromium.new_context().new_page()
+    other.goto(address)
+    other.wait_for_selector("text=was used")
+    assert "#" not in other.url
+    other.goto(f"{visit.root}/jobs")
+    assert other.url.endswith("/sign-in")
+    other.context.close()
+    visit.page.click("footer button")
+    visit.page.wait_for_url("**/sign-in")
+    visit.context.close()

@@ -1,0 +1,419 @@
+"""The pages over HTTP: who sees them, what they say, and that they need nothing from elsewhere."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tools
+import wire
+from builders import GIB, a_job
+
+from dashboard import assets, cards, figures, work
+from runner import words
+from runner.model import Gpu, Process, Sample, Use
+
+ROOT = Path(__file__).resolve().parent.parent
+DASHBOARD = ROOT / "dashboard"
+PAGES = ("/", "/jobs", "/queue", "/events", "/settings", "/part/work")
+DASH = figures.NONE
+HOSTILE = "<img src=x onerror=alert(1)>'\"&{{7*7}}"
+JAVASCRIPT_BYTES = 60_000  # that a browser has to load, compressed
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: str
+
+
+class Browser:
+    """Somebody at the dashboard's own port, with or without a cookie."""
+
+    def __init__(self, box: wire.Box) -> None:
+        self.box = box
+        self.port = int(box.post("/dashboard")["port"])
+        self.cookie = ""
+
+    def ask(self, method: str, path: str, body: str | None = None, **headers: str) -> Answer:
+        said = {"Host": f"127.0.0.1:{self.port}", **({"Cookie": self.cookie} if self.cookie else {})}
+        said |= {name.replace("_", "-"): value for name, value in headers.items()}
+        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            line.request(method, path, body, said)
+            reply = line.getresponse()
+            data = reply.read()
+            return Answer(reply.status, {k.lower(): v for k, v in reply.getheaders()}, data.decode("utf-8", "replace"))
+        finally:
+            line.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, **headers)
+
+    def sign_in(self, code: str | None = None) -> Answer:
+        code = self.box.post("/dashboard")["code"] if code is None else code
+        reply = self.ask("POST", "/sign-in", code, Origin=f"http://127.0.0.1:{self.port}")
+        if reply.status == 204:
+            self.cookie = reply.headers["set-cookie"].partition(";")[0]
+        return reply
+
+
+class _Tags(HTMLParser):
+    """What a strict policy would not let pass: handlers, styles and scripts within a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        if tag == "style" or (tag == "script" and "src" not in named):
+            self.wrong.append(tag)
+        self.wrong += [f"{tag} {name}" for name, value in attrs if name.startswith("on") or name == "style"]
+        self.wrong += [
+            f"{tag} {value}" for _, value in attrs if (value or "").strip().lower().startswith("javascript:")
+        ]
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[wire.Box]:
+    """A daemon with a job that has ended, one that waits, and names that nobody should give."""
+    with wire.place() as folder:
+        ours = wire.Box(Path(folder))
+        try:
+            ours.start()
+            first = ours.submit(["sh", "-c", "printf 'out\\n'"], name="first")
+            ours.submit(["true", HOSTILE], name=HOSTILE, held=True)
+            ours.submit(["true"], name="later", held=True, array=[0, 1, 2])
+            ours.ended(first)
+            yield ours
+        finally:
+            ours.end()
+
+
+@pytest.fixture
+def browser(box: wire.Box) -> Browser:
+    return Browser(box)
+
+
+@pytest.fixture
+def signed_in(browser: Browser) -> Browser:
+    assert browser.sign_in().status == 204
+    return browser
+
+
+# --- who sees them ---
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/jobs/1", "/part/jobs/1", "/gpus/0", "/live", "/nothing"])
+def test_a_page_is_closed_to_who_did_not_sign_in(browser: Browser, path: str) -> None:
+    for cookie in ("", f"gpubox-{browser.port}=guess", "gpubox=guess"):
+        browser.cookie = cookie
+        reply = browser.get(path)
+        assert (reply.status, reply.headers["location"]) == (303, "/sign-in")
+        assert reply.body == ""
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/gpus", "/history", "/logs/1", "/hello", "/jobs/1/outputs"])
+def test_so_is_the_api_behind_it(browser: Browser, path: str) -> None:
+    reply = browser.get(f"/api/v1{path}")
+    assert (reply.status, json.loads(reply.body)["code"]) == (401, "not_trusted")
+
+
+def test_a_code_opens_once(browser: Browser) -> None:
+    code = browser.box.post("/dashboard")["code"]
+    reply = browser.sign_in(code)
+    kept = reply.headers["set-cookie"].lower()
+    assert "httponly" in kept
+    assert "samesite=strict" in kept
+    assert "path=/" in kept
+    assert browser.get("/").status == 200
+    assert browser.sign_in(code).status == 401
+
+
+@pytest.mark.parametrize("code", ["", "guess", "x" * 5000, "\N{SNOWMAN}"])
+def test_what_is_no_code_opens_nothing(browser: Browser, code: str) -> None:
+    reply = browser.ask("POST", "/sign-in", code.encode().decode("latin-1"), Origin=f"http://127.0.0.1:{browser.port}")
+    assert reply.status in (400, 401)
+    assert "set-cookie" not in reply.headers
+
+
+def test_a_code_is_not_taken_from_a_page_of_somebody_else(browser: Browser) -> None:
+    code = browser.box.post("/dashboard")["code"]
+    for headers in ({}, {"Origin": "http://evil.example"}, {"Sec_Fetch_Site": "cross-site"}):
+        assert browser.ask("POST", "/sign-in", code, **headers).status == 403
+    assert browser.sign_in(code).status == 204
+
+
+def test_who_signs_out_is_out(signed_in: Browser) -> None:
+    reply = signed_in.ask("POST", "/sign-out", Origin=f"http://127.0.0.1:{signed_in.port}")
+    assert reply.status == 303
+    assert signed_in.get("/").status == 303
+
+
+def test_a_name_that_somebody_else_chose_leads_nowhere(signed_in: Browser) -> None:
+    for host in ("evil.example", f"localhost:{signed_in.port}", f"evil.example:{signed_in.port}"):
+        assert signed_in.get("/", Host=host).status == 421
+
+
+def test_a_request_of_another_page_changes_nothing(signed_in: Browser) -> None:
+    for headers in ({}, {"Origin": "http://127.0.0.1:1"}, {"Sec_Fetch_Site": "same-site"}):
+        body = json.dumps({"ids": [2]})
+        assert (
+            signed_in.ask("POST", "/api/v1/jobs/cancel", body, Content_Type="application/json", **headers).status == 403
+        )
+    assert signed_in.box.state_of(2) == words.QUEUED
+
+
+def test_it_changes_what_a_page_of_ours_asks(signed_in: Browser) -> None:
+    made = signed_in.box.submit(["true"], held=True)
+    reply = signed_in.ask(
+        "POST",
+        "/api/v1/jobs/cancel",
+        json.dumps({"ids": [made]}),
+        Content_Type="application/json",
+        Origin=f"http://127.0.0.1:{signed_in.port}",
+    )
+    assert reply.status == 200
+    assert signed_in.box.state_of(made) == words.CANCELLED
+
+
+# --- what they say ---
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_whole_and_keeps_to_a_strict_policy(signed_in: Browser, path: str) -> None:
+    reply = signed_in.get(path)
+    assert reply.status == 200
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert reply.headers["cache-control"] == "no-store"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    tags = _Tags()
+    tags.feed(reply.body)
+    assert tags.wrong == []
+
+
+@pytest.mark.parametrize("path", ["/", "/jobs", "/queue", "/jobs/2", "/part/jobs/2", "/part/work"])
+def test_a_hostile_name_is_text(signed_in: Browser, path: str) -> None:
+    body = signed_in.get(path).body
+    assert "<img src=x" not in body
+    assert "&lt;img src=x onerror=alert(1)&gt;" in body
+    assert "{{7*7}}" in body
+
+
+def test_without_a_driver_it_says_so_in_the_words_of_the_book(signed_in: Browser) -> None:
+    body = signed_in.get("/").body
+    assert "No NVIDIA driver found. Jobs without GPU still run. Check: <code>nvidia-smi</code>." in body
+    assert "Nothing is running." in body
+
+
+def test_the_overview_says_what_waits_and_what_ended(signed_in: Browser) -> None:
+    body = signed_in.get("/").body
+    assert "first" in body
+    assert "succeeded" in body
+    assert "3 jobs" in body, "an array is one line"
+
+
+def test_jobs_are_filtered_and_sorted(signed_in: Browser) -> None:
+    def ids(query: str) -> list[int]:
+        return [
+            int(each) for each in re.findall(r'<td class="lead"><a id="at-(\d+)"', signed_in.get(f"/jobs?{query}").body)
+        ]
+
+    assert ids("q=first") == [1]
+    assert ids("state=succeeded") == [1]
+    assert 1 not in ids("state=queued")
+    assert ids("sort=id&up=1") == sorted(ids(""))
+    assert ids("q=nobody+has+this+name") == []
+    assert signed_in.get("/jobs?sort=nonsense").status == 422
+    assert signed_in.get("/jobs?state=nonsense").status == 422
+
+
+def test_a_job_has_a_page(signed_in: Browser) -> None:
+    body = signed_in.get("/jobs/1").body
+    assert "Ran for" in body
+    assert 'data-finished="1"' in body
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs/99999", "/jobs/0", "/jobs/x", "/gpus/7", "/nothing", "/static/../pages.py", "/static/none.js"]
+)
+def test_what_is_not_there_is_told_on_a_page(signed_in: Browser, path: str) -> None:
+    reply = signed_in.get(path)
+    assert reply.status in (404, 422)
+    assert "<h1>" in reply.body
+
+
+def test_what_the_api_sends_to_a_browser_runs_nothing(signed_in: Browser) -> None:
+    reply = signed_in.get("/api/v1/logs/1")
+    assert reply.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_stream_tells_of_changes(signed_in: Browser) -> None:
+    line = http.client.HTTPConnection("127.0.0.1", signed_in.port, timeout=20)
+    try:
+        line.request("GET", "/live", headers={"Cookie": signed_in.cookie, "Host": f"127.0.0.1:{signed_in.port}"})
+        reply = line.getresponse()
+        assert reply.getheader("content-type", "").startswith("text/event-stream")
+        assert reply.readline() == b"retry: 1000\n"
+        signed_in.box.submit(["true"], held=True)
+        tools.wait_until(lambda: reply.readline() == b"event: changed\n")
+    finally:
+        line.close()
+
+
+# --- what they are drawn with ---
+
+
+def test_what_others_wrote_is_as_it_was_recorded() -> None:
+    for folder in (DASHBOARD / "static/vendor", ROOT / "tests/browser"):
+        rows = re.findall(r"^\| `([^`]+)` \| .* \| `([0-9a-f]{64})` \|$", (folder / "README.md").read_text(), re.M)
+        files = {path.name for path in folder.iterdir() if path.suffix in (".js", ".css")}
+        assert {name for name, _ in rows} == files
+        for name, digest in rows:
+            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+            assert list(folder.glob(f"{re.sub(r'(.min)?.(js|css)$', '', name)}*LICENSE")), f"{name} has no licence"
+
+
+def test_nothing_comes_from_elsewhere() -> None:
+    elsewhere = re.compile(
+        r"""(?:src|href|action|hx-\w+)\s*=\s*["']?(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import|import\s.*["']https?:"""
+    )
+    for path in [*DASHBOARD.glob("templates/*"), *DASHBOARD.glob("static/*.*")]:
+        assert not elsewhere.search(path.read_text()), path
+
+
+def test_our_modules_put_nothing_on_a_page_as_markup() -> None:
+    markup = re.compile(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\.style\b|DOMParser"
+    )
+    for path in DASHBOARD.glob("static/*.js"):
+        assert not markup.search(path.read_text()), path
+    for path in DASHBOARD.glob("templates/*"):
+        assert "|safe" not in path.read_text().replace(" ", ""), path
+
+
+def test_a_browser_loads_little_javascript(figure: Any) -> None:
+    scripts = {name: asset for name, asset in assets.assets().items() if name.endswith(".js")}
+    size = sum(len(asset.packed) for asset in scripts.values())
+    figure(f"dashboard: {size / 1000:.1f} kB of JavaScript, compressed, of {len(scripts)} files (at most 60)")
+    assert size <= JAVASCRIPT_BYTES
+
+
+def test_a_file_is_sent_compressed_and_once(browser: Browser) -> None:
+    name = next(name for name in assets.assets() if name.startswith("vendor/uplot") and name.endswith(".js"))
+    line = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=20)
+    try:
+        line.request("GET", f"/static/{name}", headers={"Accept-Encoding": "gzip"})
+        reply = line.getresponse()
+        assert gzip.decompress(reply.read()) == (DASHBOARD / "static" / name).read_bytes()
+        assert "immutable" in reply.getheader("cache-control", "")
+        line.request("GET", f"/static/{name}", headers={"If-None-Match": reply.getheader("etag", "")})
+        reply = line.getresponse()
+        assert (reply.status, reply.read()) == (304, b"")
+    finally:
+        line.close()
+
+
+# --- figures, cards, receipts ---
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min 00 s"),
+        (600, "10 min"),
+        (3660, "1 h 01 min"),
+        (90000, "1 d 1 h"),
+        (None, DASH),
+    ],
+)
+def test_a_span_is_short(seconds: float | None, said: str) -> None:
+    assert figures.span(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("joules", "said"), [(None, DASH), (0, "0.0 Wh"), (36, "< 0.1 Wh"), (36000, "10 Wh"), (3.6e6, "1.00 kWh")]
+)
+def test_energy_has_a_unit_that_suits_it(joules: float | None, said: str) -> None:
+    assert figures.energy(joules) == said
+
+
+def a_gpu(**sample: Any) -> Gpu:
+    return Gpu(
+        "GPU-1", "NVIDIA GeForce RTX 3090", 0, memory_bytes=24 * GIB, state=words.BUSY, sample=Sample(0.0, **sample)
+    )
+
+
+@pytest.mark.parametrize(
+    ("degrees", "limit", "held", "tone"),
+    [
+        (70, 95, [], ""), (80, 95, [], "amber"), (90, 95, [], "red"), (79, None, [], ""), (80, None, [], "amber"),
+        (88, None, [], "red"), (60, 95, ["hw_thermal"], "red"), (None, None, [], ""),
+    ],
+)  # fmt: skip
+def test_heat_is_judged_by_the_cards_own_limit(degrees: Any, limit: Any, held: list[str], tone: str) -> None:
+    gpu = a_gpu(temperature_celsius=degrees, slowdown_celsius=limit, throttled_by=held)
+    assert cards.card(gpu, {})["temperature_tone"] == tone
+
+
+@pytest.mark.parametrize(("used", "tone"), [(10, ""), (21.7, "amber"), (23.5, "red"), (None, "")])
+def test_full_memory_is_told_late(used: float | None, tone: str) -> None:
+    gpu = a_gpu(memory_used_bytes=None if used is None else int(used * GIB))
+    assert cards.card(gpu, {})["memory_tone"] == tone
+
+
+def test_zero_is_zero_and_unknown_is_a_dash() -> None:
+    assert cards.card(a_gpu(utilization=0.0), {})["util"] == "0 %"
+    assert cards.card(a_gpu(), {})["util"] == DASH
+    assert cards.card(a_gpu(), {})["power"] == f"{DASH} W"
+
+
+def test_a_card_at_its_power_limit_is_no_trouble() -> None:
+    card = cards.card(a_gpu(throttled_by=["power_cap"]), {})
+    assert (card["badges"], card["capped"]) == ([], "at its power limit")
+    (badge,) = cards.card(a_gpu(throttled_by=["power_brake"]), {})["badges"]
+    assert badge["tone"] == "red"
+
+
+def test_a_process_that_the_queue_did_not_start_is_named() -> None:
+    gpu = a_gpu()
+    gpu.state, gpu.processes = words.FOREIGN, [Process(7, 1, user="dan", command="python -m jupyter")]
+    assert cards.card(gpu, {})["others"] == "not of the queue: dan python -m jupyter"
+
+
+def test_a_receipt_says_what_it_cost_and_what_was_left() -> None:
+    job = a_job(state=words.SUCCEEDED, started_at=100.0, ended_at=3700.0)
+    use = Use(
+        1, 1, "GPU-1", 100.0, 3700.0, seen_seconds=3600, measured_seconds=3600, busy_seconds=1800, idle_seconds=1400,
+        peak_bytes=9 * GIB, energy_joules=3.6e6, cost=0.32, currency="EUR", hottest_celsius=81.0, heat_seconds=60,
+        xids={"31": 2},
+    )  # fmt: skip
+    told = {line["name"]: line["value"] for line in work.receipt(job, [use], 24 * GIB, 5000.0)}
+    assert told == {
+        "Ran for": "1 h 00 min", "Energy": "1.00 kWh", "Cost": "0.32 EUR", "GPU busy": "50 %", "GPU idle": "23 min",
+        "Peak memory": "9.0 GiB", "Hottest": "81 °C", "Held back by heat": "1 min 00 s", "Xid 31": "2 times",
+    }  # fmt: skip
+    first, second = work.advice(job, [use], 24 * GIB)
+    assert "39 % of the time" in first
+    assert "--gpu-mem 10G" in second
+
+
+def test_every_state_of_a_job_and_of_a_gpu_has_a_sign() -> None:
+    assert set(work.SIGNS) == set(words.STATES)
+    assert set(cards.STATES) == set(words.GPU_STATES)
+    assert len({sign for sign, _ in work.SIGNS.values()}) == len(words.STATES), "never colour alone"
