@@ -11,11 +11,11 @@ CI_SECONDS = 3600.0
 
 # Marker -> (seconds in CI, why it is left out of a plain `make test`).
 MARKED = {
-    "crash": (460.0, "takes minutes"),
+    "crash": (445.0, "takes minutes"),
     "root": (200.0, "needs root"),
     "box": (2060.0, "needs root and a test bed"),
-    "browser": (35.0, "needs a browser"),
-    "coverage": (100.0, "takes minutes"),
+    "browser": (75.0, "needs a browser"),
+    "coverage": (80.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
     "long": (220.0, "takes many seconds a test"),
 }
@@ -41,7 +41,7 @@ FILES = {
     "fake_nvml": 5.0,
     "history": 5.0,
     "https": 12.0,
-    "main_job": 50.0,
+    "main_job": 45.0,
     "plan": 10.0,
     "playbooks": 4.0,
     "power": 4.0,
