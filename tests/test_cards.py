@@ -327,6 +327,15 @@ def test_a_gpu_says_who_has_it(bench: Bench) -> None:
     assert bench.state() == (words.BUSY, "jobs 7, 8, 9"), "one of them was adopted and shares nothing"
 
 
+def test_how_busy_a_job_keeps_a_gpu_is_what_the_driver_says_of_its_processes(bench: Bench) -> None:
+    bench.given(sharing(7, 8))
+    bench.given(sharing(8, 4))
+    mine = [of(7, 50, utilization=0.2), of(7, 51, utilization=0.3), of(8, 52), a_process(5, utilization=0.4)]
+    bench.frame(a_reading(A, 9, processes=mine))
+    assert bench.cards.work(A) == {7: 0.5}, "nothing is said of the other, and a stranger is no job"
+    assert bench.cards.work("GPU-0009") == {}
+
+
 def test_a_foreign_process_is_counted_and_named(bench: Bench) -> None:
     bench.frame(a_reading(A, 11.25, processes=[a_process(5, 11)]))
     said = "held by alice, python train.py, 11.2 of 24 GiB"

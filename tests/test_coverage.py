@@ -29,8 +29,8 @@ BARS = {
     "runner/job/supervisor.py": 95.0,
 }
 TESTS = (
-    "schedule", "placement", "usage", "cards", "rack", "settle", "store", "migrations", "supervisor", "processes",
-    "engines", "daemon", "api",
+    "schedule", "placement", "usage", "cards", "rack", "ledger", "exports", "settle", "store", "migrations",
+    "supervisor", "vault", "processes", "engines", "daemon", "api",
 )  # fmt: skip
 EXCLUDED = re.compile(r"#.*pragma: no (?:cover|branch)\b(.*)")
 
