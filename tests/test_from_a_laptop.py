@@ -79,6 +79,7 @@ def test_who_has_a_token_of_hers_may_what_she_may(owner: Owner, laptop: Laptop) 
     owner.host.run("gpasswd --delete eve gpubox")
     done = laptop.call("ps", "--box", "eve")
     assert (done.returncode, "eve is not in it" in done.stderr) == (77, True), done.stderr
+    owner.host.run("gpasswd --add eve gpubox")
 
 
 def test_who_is_no_member_is_told_so_and_gets_no_token(owner: Owner, laptop: Laptop) -> None:

@@ -873,7 +873,11 @@ def test_what_a_job_used_is_counted_once_however_often_daemons_die(own: Callable
     """The driver counts on while nobody looks. What was not seen is told; the history has gaps, and nothing twice."""
     site = own("3090", GPUBOX_TARIFF="0.36")
     (gpu,) = site.fake.gpus
-    gpu.set(power=0, energy=1_000_000, utilization=80)  # a power of nothing: all that is told was counted
+    gpu.set(power=0, utilization=80)  # a power of nothing: all that is told was counted
+    site.reads(gpu, lambda seen: seen["sample"]["power_watts"] == 0.0)
+    gpu.set(
+        energy=1_000_000
+    )  # not at once with the power: one cycle could read the one from before, the other from after
     site.reads(gpu, lambda seen: seen["sample"]["energy_joules"] == 1000.0)
     job = site.runs("--gpus", "1")
     began = site.job(job)["started_at"]
