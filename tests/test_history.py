@@ -277,6 +277,10 @@ def test_a_question_is_answered_in_so_many_points_at_most(past: Past) -> None:
             assert made.ended >= NOON + 200 - 1
             assert made.bucket % made.step == 0
             assert made.bucket % 60 == 0 or 60 % made.bucket == 0
+    begins = {1: NOON - 1, 60: NOON - 1}
+    began = time.monotonic()
+    assert charts.plan(NOON - 5000 * 86_400, NOON, 1, 1, 1, begins, last=True).count == 1
+    assert time.monotonic() - began < 1
 
 
 def test_a_finer_step_that_is_gone_is_answered_by_a_coarser_one() -> None:

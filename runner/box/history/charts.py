@@ -64,13 +64,13 @@ def plan(
     span = max(until - since, 1.0)
     points = max(1, min(points, POINTS_MAX))
     each = subjects * (2 + columns)
-    cost = ((until - max(since, begins.get(1, since))) / SECONDS + 2) * each
-    if last and cost > LAST_COST_MAX:
+    there = until - max(since, begins.get(1, since))
+    if last and (there / SECONDS + 2) * each > LAST_COST_MAX:
         raise BadRequest(
             "that is too much at once of what is only kept second by second",
             f"ask for {int(LAST_COST_MAX / each * SECONDS / 3600)} hours at most, or for fewer GPUs or columns",
         )
-    if _reaches(1, since, begins) and (last or cost <= FINE_COST_MAX):
+    if _reaches(1, since, begins) and (last or (span / SECONDS + 2) * each <= FINE_COST_MAX):
         return _buckets(1, since, until, points)
     for step in STEPS:
         rows = span / step
@@ -94,7 +94,7 @@ def _buckets(step: int, since: float, until: float, points: int) -> Plan:
         count = -(-(int(until) - began) // bucket) or 1
         if count <= points or count == 1:
             return Plan(step, bucket, began, count)
-        times += 1
+        times += 1 + times // 50  # one by one it takes for ever, where a boundary lies in a span of years
 
 
 # --- lines ---------------------------------------------------------------------------------------------------------
