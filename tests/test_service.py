@@ -152,7 +152,7 @@ def test_jobs_reach_the_network_as_the_box_does(owner: Owner) -> None:
 def another(place: Path, number: int) -> Path:
     """The setup.yml of a checkout that is a little further."""
     checkout = place / str(number)
-    for name in ("playbooks", "runner", "requirements"):
+    for name in ("playbooks", "runner", "dashboard", "requirements"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", checkout)
     with open(checkout / "runner/__init__.py", "a") as file:
