@@ -93,6 +93,7 @@ def works(host: Box) -> None:
     assert [one for one in items if "gpubox" in one["name"] and one["before"] is not None] == []
 
 
+@pytest.mark.slow
 @pytest.mark.box
 def test_what_was_written_is_told_later(a_host: Callable[..., Box], tmp_path: Path) -> None:  # noqa: F811
     """A change of the service, cut between its files and its restart; an installation, cut while it runs."""

@@ -357,7 +357,9 @@ def changed(said: str) -> int:
 
 
 @pytest.mark.box
-@pytest.mark.parametrize(("suite", "user"), [("trixie", "root"), ("bookworm", "owner")])
+@pytest.mark.parametrize(
+    ("suite", "user"), [("trixie", "root"), pytest.param("bookworm", "owner", marks=pytest.mark.slow)]
+)
 def test_a_removed_box_is_what_it_was(a_host: Callable[..., Box], tmp_path: Path, suite: str, user: str) -> None:  # noqa: F811
     host = a_host(suite=suite, user=user)
     owner = Owner(host, tmp_path)
