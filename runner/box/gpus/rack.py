@@ -123,10 +123,8 @@ class Rack:
 
     def save(self) -> None:
         """What the jobs that run have used up to now: what is lost, when this daemon is killed, is told as unseen."""
-        active = self.ours.active
-        changed = [  # of those that are over the record is the last word
-            use for use in self.ledger.changed() if use.job in active and active[use.job].attempt == use.attempt
-        ]
+        self.ledger.keep(self.ours.active)  # of what is over the record is the last word
+        changed = self.ledger.changed()
         if not changed:
             return
         with suppress(DiskFull):  # later, or with their end
