@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 
 from runner import errors
@@ -95,20 +95,44 @@ class Seen:
     up_to: int
 
 
-@routes.get("/history", response_model=Drawn)
-async def history(
+async def _which(
     here: Here,
     of: Names = "",
-    columns: Names = "",
     since: Time = None,
     until: Time = None,
     last: Annotated[float, Query(gt=0, le=TIME_MAX)] = LAST_SECONDS,
     job: Annotated[int | None, Query(ge=1, le=ID_MAX)] = None,
+) -> tuple[float, float, list[str]]:
+    """(since, until, keys of subjects). BadRequest, NotFound."""
+    await here.gpus_known()
+    now = time.time()
+    keys = [_key(here, name) for name in of.split(",") if name]
+    if job is not None:
+        asked = here.job(job)
+        if asked.started_at is None:
+            raise errors.BadRequest(f"job {job} has not run yet", "`runner why` says what it waits for")
+        since, until = since or asked.started_at, until or asked.ended_at or now
+        keys = keys or [*asked.allotted, HOST_KEY]
+    until = now if until is None else min(until, now + TO_COME)
+    since = until - last if since is None else since
+    if not (math.isfinite(since) and since < until):
+        raise errors.BadRequest("the time that is asked for ends before it begins", "since must be less than until")
+    return max(since, 0.0), until, list(dict.fromkeys(keys)) or list(here.history.subjects)
+
+
+Asked = Annotated[tuple[float, float, list[str]], Depends(_which)]
+
+
+@routes.get("/history", response_model=Drawn)
+async def history(
+    here: Here,
+    asked: Asked,
+    columns: Names = "",
     points: Annotated[int, Query(ge=1, le=POINTS_MAX)] = 600,
 ) -> Response:
     """A chart, in the step that suits its length. of: GPUs by index or UUID, and `host`; empty: all. since, until:
     epoch seconds; else the last so many seconds, or the time of a job, with its GPUs."""
-    began, ended, keys = await _which(here, of, since, until, last, job)
+    began, ended, keys = asked
     ask = here.history.chart(keys, _columns(columns), began, ended, points, time.time())
     chart: Chart = await here.call(ask)
     made = chart.made
@@ -137,18 +161,14 @@ async def history(
 @routes.get("/history/table", response_class=Response)
 async def table(
     here: Here,
-    of: Names = "",
+    asked: Asked,
     columns: Names = "",
-    since: Time = None,
-    until: Time = None,
-    last: Annotated[float, Query(gt=0, le=TIME_MAX)] = LAST_SECONDS,
-    job: Annotated[int | None, Query(ge=1, le=ID_MAX)] = None,
     step: int = 60,
 ) -> Response:
     """The same as CSV, in a step that is asked for: 1, 60, 300, 1800, 10800 or 86400 seconds, however long it is."""
     if step not in (1, *STEPS):
         raise errors.BadRequest(f"there is no step of {step} s", f"one of {', '.join(map(str, (1, *STEPS)))}")
-    began, ended, keys = await _which(here, of, since, until, last, job)
+    began, ended, keys = asked
     pieces = _pieces(here, keys, _columns(columns), began, ended, step)
     return StreamingResponse(pieces, media_type="text/csv; charset=utf-8")
 
@@ -195,26 +215,6 @@ def _parts(name: str, step: int) -> list[tuple[str, str]]:
 def _cells(line: Any, part: str) -> Sequence[object]:
     found: Sequence[object] = [] if line is None else getattr(line, part)
     return ["+".join(cell) if isinstance(cell, list) else cell for cell in found]
-
-
-async def _which(
-    here: House, of: str, since: float | None, until: float | None, last: float, job: int | None
-) -> tuple[float, float, list[str]]:
-    """(since, until, keys of subjects). BadRequest, NotFound."""
-    await here.gpus_known()
-    now = time.time()
-    keys = [_key(here, name) for name in of.split(",") if name]
-    if job is not None:
-        asked = here.job(job)
-        if asked.started_at is None:
-            raise errors.BadRequest(f"job {job} has not run yet", "`runner why` says what it waits for")
-        since, until = since or asked.started_at, until or asked.ended_at or now
-        keys = keys or [*asked.allotted, HOST_KEY]
-    until = now if until is None else min(until, now + TO_COME)
-    since = until - last if since is None else since
-    if not (math.isfinite(since) and since < until):
-        raise errors.BadRequest("the time that is asked for ends before it begins", "since must be less than until")
-    return max(since, 0.0), until, list(dict.fromkeys(keys)) or list(here.history.subjects)
 
 
 def _key(here: House, name: str) -> str:
