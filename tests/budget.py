@@ -11,10 +11,10 @@ CI_SECONDS = 3600.0
 
 # Marker -> (seconds in CI, why it is left out of a plain `make test`).
 MARKED = {
-    "crash": (445.0, "takes minutes"),
-    "root": (200.0, "needs root"),
-    "box": (2060.0, "needs root and a test bed"),
-    "browser": (75.0, "needs a browser"),
+    "crash": (425.0, "takes minutes"),
+    "root": (210.0, "needs root"),
+    "box": (1900.0, "needs root and a test bed"),
+    "browser": (100.0, "needs a browser"),
     "coverage": (80.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
     "long": (220.0, "takes many seconds a test"),
