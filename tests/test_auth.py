@@ -116,7 +116,15 @@ def _routes(found: Any) -> Iterator[Any]:
 # --- over the network ---
 
 NETWORK = Network(["box"], 7443, "", "", lambda address: None)
-NOTHING_ASKED = {"ids": [1], "priority": 1, "on": True, "pid": 1, "spec": {"command": ["true"]}, "id": "0" * 64}
+NOTHING_ASKED = {
+    "ids": [1],
+    "priority": 1,
+    "on": True,
+    "pid": 1,
+    "spec": {"command": ["true"]},
+    "id": "0" * 64,
+    "hashes": [],
+}
 # What another member's submit token may do on each route that changes something; a new route has to be put here.
 THEIRS_IS_CLOSED = {
     "POST /jobs/cancel", "POST /jobs/hold", "POST /jobs/release", "POST /jobs/priority", "POST /jobs/1/fetched",

@@ -500,7 +500,7 @@ def with_outputs(box, *ids):
         box.replies[f"GET /jobs/{job_id}"] = {"job": job(job_id, words.SUCCEEDED)}
         box.replies[f"GET /jobs/{job_id}/outputs"] = {"outputs": [file] * (job_id in ids), "links": {}}
         box.replies[f"GET /jobs/{job_id}/outputs/a.txt"] = b"abc"
-        box.replies[f"POST /jobs/{job_id}/fetched"] = {}
+        box.replies[f"POST /jobs/{job_id}/fetched"] = {"differ": []}
 
 
 def test_a_followed_array_comes_home_job_by_job_and_ends_as_waiting_for_it_does(box, home, run):
@@ -547,7 +547,7 @@ def test_many_failures_of_an_array_are_counted(box, run):
     for number in range(30):
         box.replies[f"GET /jobs/{42 + number}"] = {"job": failed[number]}
         box.replies[f"GET /jobs/{42 + number}/outputs"] = {"outputs": [], "links": {}}
-        box.replies[f"POST /jobs/{42 + number}/fetched"] = {}
+        box.replies[f"POST /jobs/{42 + number}/fetched"] = {"differ": []}
     code, _, err = run("submit", "--array", "30", "train.py")
     assert code == 1
     assert err.count("failed: the command") == 10
@@ -901,7 +901,7 @@ def test_outputs_are_brought_home(box, home, run):
     entry = {"path": "loss.txt", "size": 5, "mode": 0o644, "modified_at": NOW - 10}
     box.replies["GET /jobs/42/outputs"] = {"outputs": [entry], "links": {}}
     box.replies["GET /jobs/42/outputs/loss.txt"] = b"0.123"
-    box.replies["POST /jobs/42/fetched"] = {}
+    box.replies["POST /jobs/42/fetched"] = {"differ": []}
     code, out, err = run("pull", "42")
     assert (code, out) == (0, "")
     assert "runs/local-42/" in err

@@ -2,7 +2,8 @@
 
 Only what is missing or changed is fetched. `.runner-pull.json` there says which files are ours: an older copy of ours
 gives way to a newer one, a file that a person made or changed never does. What the box says is not believed: no path
-leads out of the folder, and no link is followed.
+leads out of the folder, and no link is followed. At the end the box is told the hashes of what arrived, and compares:
+what differs is fetched again, and only outputs that arrived whole may ever be cleaned away there.
 """
 
 from __future__ import annotations
@@ -67,15 +68,27 @@ def pull(client: Client, job_id: int, box: str, project: str) -> Pulled:
         try:
             with _Folder(client, job_id, name, done) as folder:
                 folder.bring(outputs, links)
+                if finished and not done.refused:
+                    folder.acknowledge(outputs)
         except OSError as error:
             raise _local(error, done.folder, job_id) from error
+    elif finished:
+        _differing(client, job_id, [])
     done.complete = finished and not done.refused
-    if done.complete:
-        try:
-            client.post(f"/jobs/{job_id}/fetched")
-        except errors.Refused:
-            pass  # somebody else's job: its outputs wait for them
     return done
+
+
+def _differing(client: Client, job_id: int, hashes: list[str]) -> list[str]:
+    """Say what arrived, in the order of the box's listing; the paths of what it has otherwise."""
+    try:
+        answer = client.post(f"/jobs/{job_id}/fetched", {"hashes": hashes})
+        return [str(path) for path in answer["differ"]]
+    except errors.Refused:
+        return []  # somebody else's job: its outputs wait for them
+    except (KeyError, TypeError):
+        raise errors.BadData(
+            "what the box sends is not a list of paths", "`runner doctor` compares the versions"
+        ) from None
 
 
 def _listed(found: Any) -> tuple[list[Output], dict[str, str]]:
@@ -154,6 +167,44 @@ class _Folder:
         for name in os.listdir(self.fd):
             if name.startswith(PART):
                 os.unlink(name, dir_fd=self.fd)
+
+    def acknowledge(self, outputs: list[Output]) -> None:
+        """Have the box compare; fetch once more what did not arrive as it is there."""
+        for _ in range(2):
+            hashes = [self._hash(output.path) for output in outputs]
+            differ = {output.path for output in outputs} & set(_differing(self.client, self.job_id, hashes))
+            if not differ:
+                self._write_receipt()  # with the hashes
+                return
+            for path in differ:
+                self._discard(path)
+            kept, self.done.files = self.done.files, []
+            self.bring([output for output in outputs if output.path in differ], {})
+            self.done.files = kept
+        self.done.refused += [(path, "it did not arrive as it is on the box") for path in sorted(differ)]
+
+    def _discard(self, path: str) -> None:
+        """Have it fetched anew, also where what is here looks like it."""
+        known = self.receipt.pop(path)
+        if self._version(known["as"]) in known["ours"]:
+            folder, name = self._enter(known["as"], False)
+            os.unlink(name, dir_fd=folder)
+            os.close(folder)
+
+    def _hash(self, path: str) -> str:
+        """Of a file as it arrived. What a person did with it since is theirs."""
+        import hashlib
+
+        known = self.receipt[path]
+        if not known.get("sha256"):
+            folder, name = self._enter(known["as"], False)
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            finally:
+                os.close(folder)
+            with open(fd, "rb") as file:
+                known["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        return str(known["sha256"])
 
     # --- what is wanted, and where it goes ---
 
@@ -242,7 +293,7 @@ class _Folder:
 
     def _fetch(self, output: Output, place: str) -> None:
         path, version = output.path, output.version
-        part = self._download(path, version)
+        part, sha256 = self._download(path, version)
         os.utime(part, ns=(version[1], version[1]), dir_fd=self.fd, follow_symlinks=False)
         size = os.stat(part, dir_fd=self.fd).st_size
         if output.executable:
@@ -262,25 +313,28 @@ class _Folder:
             os.close(folder)
         known["is"] = version if size == version[0] else None
         known["ours"] = [self._version(place)]
+        known["sha256"] = sha256
         self.done.fetched += 1
         self._arrived(path, size)
 
-    def _download(self, path: str, version: Version) -> str:
-        """The file under a name that holds its version, so that a torn one is continued only by the same."""
+    def _download(self, path: str, version: Version) -> tuple[str, str]:
+        """(the file's name, which holds its version, so that a torn one is continued only by the same; its SHA-256)."""
         import hashlib
 
         part = PART + hashlib.sha256(os.fsencode(f"{path}\0{version}")).hexdigest()[:32]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(part, flags, 0o666, dir_fd=self.fd)
         try:
             size = os.fstat(fd).st_size
             if size > version[0]:
                 os.ftruncate(fd, 0)
                 size = 0
+            with open(os.dup(fd), "rb") as file:
+                hashed = hashlib.file_digest(file, "sha256")
             while size < version[0]:
                 before = size
                 try:
-                    self._continue(fd, path, size)
+                    self._continue(fd, path, size, hashed)
                     break
                 except Lost:  # what arrived is here: the rest is asked for, unless nothing comes at all
                     size = os.fstat(fd).st_size
@@ -288,11 +342,12 @@ class _Folder:
                         raise
         finally:
             os.close(fd)
-        return part
+        return part, hashed.hexdigest()
 
-    def _continue(self, fd: int, path: str, size: int) -> None:
+    def _continue(self, fd: int, path: str, size: int, hashed: Any) -> None:
         url = f"/jobs/{self.job_id}/outputs/{quote(path)}?offset={size}"
         for piece in self.client.stream("GET", url):
+            hashed.update(piece)
             view = memoryview(piece)
             while view:
                 view = view[os.write(fd, view) :]

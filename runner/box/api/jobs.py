@@ -112,6 +112,11 @@ class Which:
 
 
 @dataclass
+class Brought:
+    hashes: list[str]  # SHA-256 of each output, in the order of their listing
+
+
+@dataclass
 class Cancel(Which):
     grace: float | None = None  # seconds between TERM and KILL; None: as submitted
 
@@ -194,10 +199,14 @@ async def prioritise(here: Here, who: Who, wish: Priority, brief: bool = False) 
 
 
 @routes.post("/jobs/{job_id}/fetched")
-async def fetched(here: Here, who: Who, job_id: JobId) -> Response:
-    """The outputs were brought home: from now on they may be cleaned away."""
-    here.wishes.fetched(who, job_id)
-    return answer({})
+async def fetched(here: Here, who: Who, job_id: JobId, brought: Brought) -> Response:
+    """The outputs were brought home: from now on they may be cleaned away, if they arrived as they are here. "differ":
+    the paths of those that did not."""
+    job = here.wishes.fetching(who, job_id)
+    differ = await here.call(lambda: here.custody.differing(job.id, brought.hashes))
+    if not differ:
+        here.wishes.fetched(job)
+    return answer({"differ": differ})
 
 
 def _ids(here: House, wish: Which) -> list[int]:
