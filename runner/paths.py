@@ -111,6 +111,10 @@ class StateDir(str):
     def supervisor(self) -> str:
         return f"{self}/supervisor"  # <sha256>.pyz: frozen copies of the supervisor
 
+    @property
+    def awaited(self) -> str:
+        return f"{self}/awaited"  # the laptop's: <box>:<job>, whose outputs have not come home
+
     def job(self, job_id: int) -> JobDir:
         return JobDir(f"{self.jobs}/{job_id}")
 

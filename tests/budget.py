@@ -17,7 +17,7 @@ MARKED = {
     "browser": (100.0, "needs a browser"),
     "coverage": (80.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
-    "long": (220.0, "takes many seconds a test"),
+    "long": (240.0, "takes many seconds a test"),
 }
 # Marker -> why not even CI runs it.
 NOWHERE = {

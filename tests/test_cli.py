@@ -143,6 +143,7 @@ def home(tmp_path, monkeypatch) -> str:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("GPUBOX_BOX", raising=False)
+    monkeypatch.setenv("GPUBOX_COURIER", "no")
     return str(project)
 
 

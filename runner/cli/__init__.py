@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 
-from runner import errors
+from runner import errors, paths
 from runner.cli.options import HelpAsked
 
 # group -> command -> (module, function, what it does)
@@ -57,6 +57,7 @@ COMMANDS = {
     },
 }
 TABLE = {name: entry for group in COMMANDS.values() for name, entry in group.items()}
+APART = frozenset((*COMMANDS["This command"], "serve"))  # these fetch nothing in passing
 ALIASES = {"--help": "help", "-h": "help", "--version": "version", "-V": "version"}
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: as a shell reports them
@@ -142,7 +143,22 @@ def _dispatch(arguments: list[str]) -> int:
     module, function, _ = TABLE[name]
     loaded = __import__(f"runner.cli.{module}", fromlist=(function,))
     code = getattr(loaded, function)(rest)
+    if name not in APART:
+        _run_errands()
     return int(code or 0)
+
+
+def _run_errands() -> None:
+    if os.environ.get("GPUBOX_COURIER") == "no":
+        return
+    try:
+        names = os.listdir(paths.state_dir().awaited)
+    except OSError:
+        return  # nothing was ever submitted from here
+    if names not in ([], [".lock"]):
+        from runner.cli import errands
+
+        errands.run(names)
 
 
 def _complain(problem: errors.Problem) -> None:

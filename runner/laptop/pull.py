@@ -14,6 +14,7 @@ import os
 import stat
 
 from runner import errors, words
+from runner.laptop import awaited
 from runner.laptop.client import Lost, quote
 from runner.laptop.light import dumps, loads
 
@@ -56,13 +57,15 @@ class Pulled:
         self.complete = False  # the job has ended and all its outputs are here
 
 
-def pull(client: Client, job_id: int, box: str, project: str) -> Pulled:
+def pull(client: Client, job_id: int, box: str, project: str, to: str = "") -> Pulled:
+    """to: the folder to make theirs in, instead of the project's runs/; also what its submit said."""
     # The state is asked first: if the job had ended then, the list is complete.
     finished = client.get(f"/jobs/{job_id}")["job"]["state"] in words.FINISHED
     outputs, links = _listed(client.get(f"/jobs/{job_id}/outputs"))
     name = f"{_plain(box)}-{job_id}"
-    base, note = _home(project)
-    done = Pulled(os.path.join(base, "runs", name))
+    to = to or awaited.to(client.box, str(job_id))
+    base, note = ("", "") if to else _home(project)
+    done = Pulled(os.path.join(to or f"{base}/runs", name))
     done.note = note
     if outputs or links:
         try:
@@ -75,6 +78,8 @@ def pull(client: Client, job_id: int, box: str, project: str) -> Pulled:
     elif finished:
         _differing(client, job_id, [])
     done.complete = finished and not done.refused
+    if finished:
+        awaited.forget(client.box, str(job_id))
     return done
 
 
