@@ -132,6 +132,10 @@ def _answer(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if os.name == "nt":
+        raise errors.NotInstalled(
+            "runner runs on Linux and macOS, not on Windows itself", "`wsl --install`, then install gpubox within WSL"
+        )
     name, *rest = arguments or ["help"]
     name = ALIASES.get(name, name)
     if name not in TABLE:
