@@ -6,11 +6,12 @@ import hashlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import hosts
 import pytest
+import tools
 from bed import box
 from bed.runs import Run
 from sshd import Laptop
@@ -111,3 +112,22 @@ def test_a_secret_is_its_owners_and_root_keeps_it(owner: Owner, laptop: Laptop) 
     assert inside.stdout.split()[:2] == ["ada", "1"], inside.stderr
     assert "not yours to enter" in inside.stderr
     laptop.run("secret", "remove", "--box", "ada", "KEY")
+
+
+@pytest.mark.slow
+def test_the_figures_of_a_laptop_and_a_box_that_setup_made(
+    owner: Owner, laptop: Laptop, figure: Callable[[str], None]
+) -> None:
+    """Shown, not judged: `python -m bench laptop`, as ada, whose shell reads no rc file."""
+    owner.host.run("apt-get install --yes rsync; rm -f ~ada/.bashrc ~ada/.profile; runner drain")
+    laptop.run("box", "add", "--name", "gpubox", "ada@gpubox")
+    ours = f"  User ada\n  IdentityFile {laptop.home}/.ssh/id_ed25519\n  UserKnownHostsFile {laptop.known}\n"
+    laptop.config.write_text(laptop.config.read_text() + ours)
+    command = [sys.executable, "-m", "bench", "laptop"]
+    env = {**laptop.env, "BENCH_SSH": "gpubox"}
+    done = subprocess.run(command, cwd=tools.ROOT, env=env, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) >= 12, lines
+    for line in lines:
+        figure(line)
