@@ -245,7 +245,7 @@ def test_a_body_that_does_not_say_how_long_it_is_stops_at_the_limit(daemon: wire
     [
         ("GET", "/nowhere", 404, "not_found"),
         ("DELETE", "/jobs", 405, "bad_request"),
-        ("GET", "/jobs/abc", 422, "bad_request"),
+        ("GET", "/jobs/abc", 404, "not_found"),
         ("GET", "/jobs/0", 422, "bad_request"),
         ("GET", "/jobs/99999999", 404, "not_found"),
         ("GET", f"/jobs/{2**70}", 422, "bad_request"),

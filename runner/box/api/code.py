@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from runner import errors
 from runner.box import outputs
 from runner.box.api.house import Here, House, JobId, Key, answer
-from runner.box.api.jobs import submitted
+from runner.box.api.jobs import AGAIN, submitted
 from runner.box.api.uploads import Upload
 from runner.box.auth import Who
 from runner.box.code import Receiver
@@ -62,7 +62,7 @@ class Manifest:
     """The files of a snapshot."""
 
     version: int
-    files: dict[str, tuple[int, int, str]]
+    files: dict[str, list[int | str]]  # [mode, size, sha256]
     links: dict[str, str]
     dirs: list[str]
 
@@ -109,7 +109,7 @@ async def receive(here: Here, who: Who, request: Request, key: UploadKey = None)
     "/bundles",
     status_code=201,
     response_model=Submitted,
-    responses={202: {"model": Missing, "description": "No job yet: the box lacks contents"}},
+    responses={**AGAIN, 202: {"model": Missing, "description": "No job yet: the box lacks contents"}},
     openapi_extra={"requestBody": _FRAMES},
 )
 async def bundle(here: Here, who: Who, request: Request, key: Key = None) -> Response:

@@ -133,8 +133,10 @@ class Adoption:
 
 # --- new jobs ---
 
+AGAIN: dict[int | str, Any] = {200: {"model": Submitted, "description": "The same request had been accepted before"}}
 
-@routes.post("/jobs", status_code=201, response_model=Submitted)
+
+@routes.post("/jobs", status_code=201, response_model=Submitted, responses=AGAIN)
 async def submit(here: Here, who: Who, submission: Submission, request: Request, key: Key = None) -> Response:
     return await submitted(here, who, submission, key, hashlib.sha256(await request.body()).hexdigest())
 
@@ -146,7 +148,7 @@ async def submitted(here: House, who: Principal, submission: Submission, key: st
     return answer(made, 200 if known else 201)
 
 
-@routes.post("/jobs/{job_id}/rerun", status_code=201, response_model=Submitted)
+@routes.post("/jobs/{job_id}/rerun", status_code=201, response_model=Submitted, responses=AGAIN)
 async def rerun(here: Here, who: Who, job_id: JobId, key: Key = None) -> Response:
     await _learn(here, who, here.daemon.store.spec(here.job(job_id).spec_id))
     digest = hashlib.sha256(f"rerun {job_id}".encode()).hexdigest()
@@ -225,7 +227,11 @@ def _now(here: House, jobs: Sequence[Job], brief: bool) -> Response:
 # --- questions ---
 
 
-@routes.get("/jobs", response_model=Listed)
+@routes.get(
+    "/jobs",
+    response_model=Listed,
+    responses={200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
+)
 async def jobs(
     here: Here,
     state: str = "",
@@ -283,7 +289,7 @@ def _states(text: str) -> list[str]:
     return states
 
 
-@routes.get("/jobs/{job_id}", response_model=Shown)
+@routes.get("/jobs/{job_id:int}", response_model=Shown)  # not /jobs/cancel
 async def show(here: Here, job_id: JobId) -> Response:
     (job,) = here.wishes.fresh([here.job(job_id)])
     spec = here.daemon.store.spec(job.spec_id)
