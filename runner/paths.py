@@ -92,6 +92,10 @@ class StateDir(str):
         return f"{self}/blobs"  # file contents by sha256; a manifest is one of them
 
     @property
+    def data_sets(self) -> str:
+        return f"{self}/data-sets"  # unless a setting puts them elsewhere: contents, versions, names, views
+
+    @property
     def trees(self) -> str:
         return f"{self}/trees"  # trees/<job id>: the work tree of a job about to run or running
 

@@ -1210,6 +1210,9 @@ def test_the_bash_script_parses_and_completes(box, run, tmp_path):
         (["box", "use", ""], ["local"]),
         (["box", "add", ""], []),
         (["token", "n"], ["new"]),
+        (["data", "pu"], ["push", "pull"]),
+        (["data", "rm", "c"], ["coco"]),
+        (["data", "push", ""], []),
         (["ps", "--box", "l"], ["local"]),
     ],
 )
@@ -1218,6 +1221,7 @@ def test_what_fits_is_found(box, typed, fits):
     found[1]["processes"] = [asdict(HELD)]
     box.replies["GET /gpus"] = {"gpus": found, "silent": None}
     box.replies["GET /jobs"] = {"jobs": [job(41, group="g41"), job(42, group="g41")]}
+    box.replies["GET /data"] = {"sets": [{"name": "coco"}, {"name": "laion"}]}
     assert complete.fitting(typed) == fits
 
 

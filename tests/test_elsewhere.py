@@ -83,8 +83,8 @@ def test_a_mac_trusts_a_box_trains_there_and_gets_its_outputs(house: House, proj
 @pytest.mark.parametrize(
     "words",
     [
-        "ps", "box list", "box test gpubox", "gpus", "token list", "secret list", "env list", "notices", "doctor",
-        "version", "completion zsh", "help", "pull", "show 1", "why 1", "diff 1 1", "logs 1",
+        "ps", "box list", "box test gpubox", "gpus", "token list", "secret list", "env list", "data", "notices",
+        "doctor", "version", "completion zsh", "help", "pull", "show 1", "why 1", "diff 1 1", "logs 1",
     ],
 )  # fmt: skip
 def test_every_question_is_answered_on_a_mac(house: House, words: str) -> None:
@@ -93,6 +93,16 @@ def test_every_question_is_answered_on_a_mac(house: House, words: str) -> None:
     done = house.laptop.call(*words.split())
     assert "fault of gpubox" not in done.stderr, done.stderr
     assert done.returncode in (0, 1), done.stderr
+
+
+def test_a_mac_pushes_data_and_gets_it_back(house: House) -> None:
+    house.add()
+    folder = house.laptop.home / "set"
+    folder.mkdir()
+    (folder / "x").write_text("x")
+    house.laptop.run("data", "push", str(folder))
+    house.laptop.run("data", "pull", "set", str(house.laptop.home / "back"))
+    assert (house.laptop.home / "back" / "x").read_text() == "x"
 
 
 def test_a_mac_is_no_box_and_says_so(house: House) -> None:

@@ -17,6 +17,7 @@ from runner import files, words
 from runner.box import ends
 from runner.box.book import Book
 from runner.box.engines import Engine, Launch, Stop
+from runner.box.engines.disk import read
 from runner.box.events import Events
 from runner.box.gpus.rack import Rack
 from runner.box.launches import launch, launch_id
@@ -54,6 +55,7 @@ class Daemon:
         self.gpus = Rack(settings, store)
         self.events = Events(int(time.time() * 1000))  # above any number that an earlier daemon can have given
         self.gpus.noticed = self._noticed
+        self.data: Callable[[], str] = lambda: settings.data  # RUNNER_DATA of who starts now
         self.draining = False
         self.highest_id = 0
         self.unknown: list[int] = []  # job directories without a row
@@ -359,7 +361,7 @@ class Daemon:
             programs = self.bin_dir(job.environment)
             spec = self.book.spec(job)
             gpus = self.gpus.visible(job, spec.gpu_ids)
-            return launch(job, spec, self.settings, self.store.box_id, programs, gpus)
+            return launch(job, spec, self.settings, self.store.box_id, programs, gpus, self.data())
         except Exception as error:
             self.report(f"job {job.id} could not be started: {type(error).__name__}: {error}")
             self._asked[job.id] = LONG_AGO
@@ -373,6 +375,11 @@ class Daemon:
 
     def attempt_dir(self, job: Job, number: int | None = None) -> AttemptDir:
         return self.settings.state.job(job.id).attempt(job.attempt if number is None else number)
+
+    def data_of(self, job: Job) -> str:
+        """The RUNNER_DATA that an active job was started with, as its record says; else that of who starts now."""
+        env = (read(self.attempt_dir(job), "spec") or {}).get("env") if job.id in self.book.active else None
+        return str(env["RUNNER_DATA"]) if isinstance(env, dict) and "RUNNER_DATA" in env else self.data()
 
     # --- the state's disk ---
 

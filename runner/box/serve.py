@@ -36,11 +36,13 @@ from runner.box.gpus.frames import Frame
 from runner.box.gpus.meter import Step
 from runner.box.gpus.watch import Silence, Watch, driver_there
 from runner.box.history import History
+from runner.box.launches import caches
 from runner.box.prepare import Preparation
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
 from runner.box.secrets import kept
 from runner.box.server import Server
+from runner.box.sets import Sets
 from runner.box.settings import SYSTEMD, Settings
 from runner.box.store import Store
 from runner.box.tokens import Tokens
@@ -63,6 +65,8 @@ def serve(by_command: bool, ready: int | None, demo: bool = False) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it, and then no child can be waited for
     play = _stage() if demo else None
     chosen = settings.load() if play is None else play.settings
+    outside = dict(os.environ)
+    os.environ.update(caches(chosen, outside))  # from where jobs and builds take them
     premises.take(chosen)  # held until this process ends or becomes another
     diary = Diary(chosen.state.daemon_log)
     try:
@@ -72,7 +76,7 @@ def serve(by_command: bool, ready: int | None, demo: bool = False) -> int:
         diary.write(f"it could not start: {problem.message}")
         raise
     if end.again:
-        os.execv(sys.executable, [sys.executable, *_again(sys.orig_argv[1:])])
+        os.execve(sys.executable, [sys.executable, *_again(sys.orig_argv[1:])], outside)
     return end.problem.exit_code if end.problem is not None else 0
 
 
@@ -194,6 +198,8 @@ class _Made:
         self.recipes = Recipes(self.blobs, chosen.base_python, self._driver, conda)
         self.base_bin = premises.base_bin(chosen)
         self.daemon = Daemon(chosen, self.store, self.engine, self._preparation(), self._bin_dir, diary.write)
+        self.sets = Sets(chosen)
+        self.daemon.data = lambda: self.sets.view
         self.daemon.recover()
         self.trees.sweep(self.daemon.book.active)  # one that waits may have run in its tree before
         self.recipes.recover(self.daemon.book.jobs.values())
@@ -312,6 +318,7 @@ class _Made:
             gate=Members(tokens) if self.settings.engine == SYSTEMD else Gate(tokens=tokens),
             tokens=tokens,
             secrets=kept(self.engine, self.settings.state),
+            sets=self.sets,
             history=self.history,
             call=self.workers.call,
             leave=end.leave,

@@ -41,7 +41,9 @@ class Settings:
     conda_folders: str = _setting(
         "", "where --conda looks for environments, with colons between; empty: the usual places"
     )
-    data: str = _setting("", "RUNNER_DATA of the jobs; empty: data/ in the state directory")
+    data: str = _setting("", "$RUNNER_DATA/shared, which jobs may write to; empty: data/ in the state directory")
+    data_sets: str = _setting("", "where `runner data` keeps data sets; empty: data-sets/ in the state directory")
+    caches: str = _setting("", "where jobs and builds keep what they download; empty: the usual places in their home")
     trees_ahead: int = _setting(4, "work trees made ahead for the next jobs")
     log_head_bytes: int = _setting(16 << 20, "start of a log that is always kept")
     log_tail_bytes: int = _setting(256 << 20, "end of a log that is always kept")
@@ -122,4 +124,5 @@ def _filled(settings: Settings) -> Settings:
         memory_bytes=settings.memory_bytes or memory,
         base_python=settings.base_python or getattr(sys, "_base_executable", sys.executable),
         data=settings.data or f"{settings.state}/data",
+        data_sets=settings.data_sets or settings.state.data_sets,
     )

@@ -43,6 +43,7 @@ COMMANDS = {
     "The box": {
         "box": ("boxes", "box", "the boxes you can use; add one over ssh"),
         "token": ("token", "token", "the keys with which laptops come to a box"),
+        "data": ("data", "data", "data sets on a box, for its jobs to read"),
         "secret": ("secret", "secret", "keys for your jobs, in their environment only"),
         "env": ("env", "env", "the environments that were built for jobs"),
         "drain": ("box", "drain", "let running jobs end and start no others"),

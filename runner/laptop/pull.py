@@ -164,7 +164,7 @@ class _Folder:
                 self._fetch(output, place)
             except errors.NotFound:
                 self.done.refused.append((output.path, "it was removed on the box while we fetched"))
-            except _Refusal as refusal:  # what is here changed while we fetched
+            except Refusal as refusal:  # what is here changed while we fetched
                 self.done.refused.append((output.path, str(refusal)))
         for path, target in sorted(links.items()):
             self._link(path, target)
@@ -217,7 +217,7 @@ class _Folder:
         """Where to write this version of a file; "" when it is here already, None when it may not come."""
         try:
             return self._choose(path, version)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             self.done.refused.append((path, str(refusal)))
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
@@ -273,26 +273,7 @@ class _Folder:
         return [found.st_size, found.st_mtime_ns] if stat.S_ISREG(found.st_mode) else [-1, 0]
 
     def _enter(self, path: str, make: bool) -> tuple[int, str]:
-        """(descriptor of the folder that holds it, its name there), with every step looked at."""
-        *folders, name = path.split("/")
-        if "\0" in path or any(part in ("", ".", "..") for part in (*folders, name)) or path.startswith(PART[:-1]):
-            raise _Refusal("not a path inside the folder")
-        fd = os.dup(self.fd)
-        try:
-            for part in folders:
-                if make:
-                    try:
-                        os.mkdir(part, dir_fd=fd)
-                    except FileExistsError:
-                        pass
-                fd, before = os.open(part, _FOLDER, dir_fd=fd), fd
-                os.close(before)
-        except OSError as error:
-            os.close(fd)
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise _Refusal(f'"{part}" here is no folder') from None
-            raise
-        return fd, name
+        return enter(self.fd, path, make)
 
     # --- bringing ---
 
@@ -365,14 +346,14 @@ class _Folder:
 
     def _link(self, path: str, target: str) -> None:
         try:
-            if not _inside(path, target):
-                raise _Refusal(f"a link that leads out of the folder, to {target}")
+            if not inside(path, target):
+                raise Refusal(f"a link that leads out of the folder, to {target}")
             folder, name = self._enter(path, True)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             self.done.refused.append((path, str(refusal)))
             return
         try:
-            here = _readlink(name, folder)
+            here = readlink(name, folder)
             if here is not None and here not in ("", target) and self.receipt.get(path, {}).get("link") == here:
                 os.unlink(name, dir_fd=folder)
                 here = None
@@ -407,11 +388,35 @@ class _Folder:
         os.fsync(self.fd)
 
 
-class _Refusal(Exception):
+class Refusal(Exception):
     """Why something from the box may not be written here."""
 
 
-def _inside(path: str, target: str) -> bool:
+def enter(root: int, path: str, make: bool) -> tuple[int, str]:
+    """(descriptor of the folder that holds a path below an open one, its name there), with every step looked at. make:
+    the folders on the way."""
+    *folders, name = path.split("/")
+    if "\0" in path or any(part in ("", ".", "..") for part in (*folders, name)) or path.startswith(PART[:-1]):
+        raise Refusal("not a path inside the folder")
+    fd = os.dup(root)
+    try:
+        for part in folders:
+            if make:
+                try:
+                    os.mkdir(part, dir_fd=fd)
+                except FileExistsError:
+                    pass
+            fd, before = os.open(part, _FOLDER, dir_fd=fd), fd
+            os.close(before)
+    except OSError as error:
+        os.close(fd)
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise Refusal(f'"{part}" here is no folder') from None
+        raise
+    return fd, name
+
+
+def inside(path: str, target: str) -> bool:
     """Whether a link stays in the folder: steps up only at its beginning, no more than it lies deep."""
     parts = target.split("/")
     ups = 0
@@ -420,7 +425,7 @@ def _inside(path: str, target: str) -> bool:
     return bool(target) and not target.startswith("/") and ".." not in parts[ups:] and ups <= path.count("/")
 
 
-def _readlink(name: str, folder: int) -> str | None:
+def readlink(name: str, folder: int) -> str | None:
     """A link's target; "" for what is no link, None for nothing."""
     try:
         return os.readlink(name, dir_fd=folder)

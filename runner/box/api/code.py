@@ -80,12 +80,12 @@ def _missing(here: House, wish: Offer, came: Receiver | None = None) -> dict[str
     return {"missing": lacks, "held": blobs.held(lacks)}
 
 
-_FRAMES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+FRAMES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 UploadKey = Annotated[str | None, Header(alias="Upload-Key", min_length=1, max_length=200)]
 
 
-@routes.post("/blobs", response_model=Stored, openapi_extra={"requestBody": _FRAMES})
+@routes.post("/blobs", response_model=Stored, openapi_extra={"requestBody": FRAMES})
 async def receive(here: Here, who: Who, request: Request, key: UploadKey = None) -> Response:
     """Contents, one after the other: `<sha256> <size>\\n<bytes>`, or in parts: `<sha256> <size> <start> <length>
     <sent>\\n<bytes>`, which zlib packed where `sent` is less. All of them are durable when this is answered; after a
@@ -110,7 +110,7 @@ async def receive(here: Here, who: Who, request: Request, key: UploadKey = None)
     status_code=201,
     response_model=Submitted,
     responses={**AGAIN, 202: {"model": Missing, "description": "No job yet: the box lacks contents"}},
-    openapi_extra={"requestBody": _FRAMES},
+    openapi_extra={"requestBody": FRAMES},
 )
 async def bundle(here: Here, who: Who, request: Request, key: Key = None) -> Response:
     """A submission with its code, at once: `<n> <m>\\n`, n bytes of JSON as for POST /jobs, m bytes of JSON as for POST

@@ -24,6 +24,7 @@ from runner.box.history import History
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
 from runner.box.secrets import Secrets
+from runner.box.sets import Sets
 from runner.box.tokens import Tokens
 from runner.box.wishes import Wishes
 from runner.model import Job
@@ -76,6 +77,7 @@ class House:
     gate: Gate
     tokens: Tokens
     secrets: Secrets
+    sets: Sets
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
     doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so

@@ -332,7 +332,8 @@ async def surroundings(here: Here, job_id: JobId) -> Response:
     job, daemon = here.job(job_id), here.daemon
     spec = daemon.store.spec(job.spec_id)
     programs, gpus = daemon.bin_dir(job.environment), daemon.gpus.visible(job, spec.gpu_ids)
-    variables, folder = launches.surroundings(job, spec, daemon.settings, daemon.store.box_id, programs, gpus)
+    data = daemon.data_of(job)
+    variables, folder = launches.surroundings(job, spec, daemon.settings, daemon.store.box_id, programs, gpus, data)
     return answer(Surroundings(variables, folder))
 
 
