@@ -24,7 +24,7 @@ class Box:
     """A client whose box is a folder."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.state = out, "succeeded"
+        self.box, self.out, self.state = "local", out, "succeeded"
         self.state_dir = out.parents[2]
         self.damaged = 0  # that many pieces change on their way
         self.fetched: list[str] = []
