@@ -22,6 +22,7 @@ from runner.box.api.house import House, JobId
 from runner.box.auth import WHO, Who
 from runner.box.forecast import start_of
 from runner.box.sessions import shown
+from runner.box.settings import public
 from runner.box.store import Group
 from runner.box.submissions import command
 from runner.model import Job, Principal, Use
@@ -260,12 +261,10 @@ class Pages:
     async def settings(self, request: Request) -> Response:
         house = self._house
         chosen = house.daemon.settings
-        told = [each for each in fields(chosen) if each.metadata.get("means")]
+        told, values_now = [each for each in fields(chosen) if each.metadata.get("means")], public(chosen)
         who: Principal = request.scope[WHO]
         values = {
-            "settings": [
-                (each.name, getattr(chosen, each.name), each.metadata["means"], each.default) for each in told
-            ],
+            "settings": [(each.name, values_now[each.name], each.metadata["means"], each.default) for each in told],
             "history_bytes": await house.call(house.history.archive.bytes),
             "tokens": house.tokens.listed(who, time.time()),
             "fingerprint": house.network.fingerprint if house.network is not None else "",

@@ -64,6 +64,8 @@ class Daemon:
         self._behind = False  # the book is not what the database says
         self._losing: dict[int, float] = {}  # job -> when it was asked to end because a GPU of its is lost
         self._stuck: dict[str, Stuck] = {}  # GPUs that this pass found to be left stuck
+        self.ended: Callable[[Sequence[Job]], None] = lambda jobs: None  # who is told of ends, when they are durable
+        self._ends: list[Job] = []  # jobs that this pass found to be over
         self._uses: list[Use] = []  # what the attempts that this pass found to be over used
 
     # --- start ---
@@ -94,6 +96,7 @@ class Daemon:
         self.book, self._behind = book, False
         self._stuck.clear()
         self._uses.clear()
+        self._ends.clear()
         self.gpus.follow(book.active)
 
     def _report_unknown(self, on_disk: Sequence[int]) -> None:
@@ -205,6 +208,9 @@ class Daemon:
             self._commit(starts, moves, now, placements)
         for move in moves:
             self.events.publish("job", move.job_id, move.to, now)
+        if self._ends:
+            ends, self._ends = self._ends, []
+            self.ended(ends)
         for job in starts:
             self.book.start(job, placements.get(job.id, ()))
             self.gpus.given(job, now)
@@ -280,6 +286,7 @@ class Daemon:
 
     def _end(self, job: Job, state: str, end: Exit | None, queued: bool, peak: int | None, now: float) -> list[Move]:
         job.ended_at = end.ended_at if end is not None else now
+        self._ends.append(job)
         if end is not None and end.started_at is not None:
             job.started_at = end.started_at
         moves = [Move(job.id, job.attempt, state, None if queued else state, end, gpu_peak_bytes=peak)]
