@@ -19,6 +19,7 @@ from runner.box.book import Book
 from runner.box.engines import Engine, Launch, Stop
 from runner.box.engines.disk import read
 from runner.box.events import Events
+from runner.box.gpus import patience
 from runner.box.gpus.rack import Rack
 from runner.box.launches import launch, launch_id
 from runner.box.prepare import Failure, Preparation
@@ -165,6 +166,11 @@ class Daemon:
         if new:
             self._stop([self.stop_of(job, reason="gpu_lost") for job in new])
             self._losing.update((job.id, now) for job in new)
+
+    def end_idle(self, jobs: Sequence[Job]) -> None:
+        """Jobs that asked for it, and have left their GPUs idle."""
+        if jobs:
+            self._stop([self.stop_of(job, reason="gpu_idle") for job in jobs])
 
     def fail(self, now: float) -> list[Move]:
         """The queued jobs whose environment or code could not be made."""
@@ -317,6 +323,8 @@ class Daemon:
         if end is None or not end.started or job.attempt == 0:
             return end
         end = ends.explained(end, self.attempt_dir(job).log)
+        if end.reason == "gpu_idle":
+            return replace(end, detail=patience.sentence(job))
         lost = self.gpus.lost_of(job, end.ended_at)
         if lost is not None and end.reason in ("exit_code", "signal", "gpu_lost"):
             end = replace(end, reason="gpu_lost", detail=": ".join(filter(None, (lost, end.detail))))

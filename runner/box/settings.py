@@ -68,7 +68,7 @@ class Settings:
     notify_webhook: str = _setting("", "and sent to this address, as JSON by POST", hidden=True)
     notify_command: str = _setting("", "and given to this program, as in /usr/local/bin/tell --loud", hidden=True)
     notify_about: str = _setting(
-        "failed xid gpu_lost gpu_back idle stalled memory_creep hot power_brake ghost disk",
+        "failed xid gpu_lost gpu_back idle stop_if_idle stalled memory_creep hot power_brake ghost disk",
         "what is told; besides these finished and pcie, or all",
     )
     gpu_desktop_bytes: int = _setting(GIB, "memory that a desktop may use on a GPU without being in a job's way")

@@ -17,6 +17,7 @@ TITLES = {
     "gpu_lost": "GPU lost",
     "gpu_back": "GPU is back",
     "idle": "GPU held and idle",
+    "stop_if_idle": "idle job is about to be ended",
     "stalled": "job seems to hang",
     "memory_creep": "memory creeps up",
     "hot": "GPU too hot",
