@@ -53,6 +53,7 @@ FILES = {
     "snapshot": 6.0,
     "store": 4.0,
     "supervisor": 20.0,
+    "top": 5.0,
     "verify": 8.0,
     "wishes": 4.0,
 }
