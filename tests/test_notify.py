@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -390,5 +391,23 @@ def test_the_daemon_tells_and_tests(service: Service, tmp_path: Path) -> None:
         wait_until(lambda: len(service.got) > 1, 15, box.story)
         assert service.got[1][2]["message"].startswith("job 1 failed, after 0 s: exit code 4")
         assert "canary" not in box.story() + json.dumps(box.get("/box"))
+    finally:
+        box.end()
+
+
+@pytest.mark.long
+def test_what_a_killed_daemon_could_not_tell_the_next_one_tells_once(service: Service, tmp_path: Path) -> None:
+    service.answers = [503]
+    box = Box(tmp_path, notify_webhook=f"{service.url}/hook", notify_about="finished")
+    box.start()
+    try:
+        box.ended(box.submit(["true"], name="train.py"))
+        wait_until(lambda: service.got, 15, box.story)  # it was asked, and could not just then
+        box.stop(signal.SIGKILL)
+        box.start()
+        wait_until(lambda: len(service.got) > 1, 15, box.story)
+        box.ended(box.submit(["true"], name="later"))
+        wait_until(lambda: len(service.got) > 2, 15, box.story)
+        assert [body["job"] for _, _, body in service.got] == [1, 1, 2]
     finally:
         box.end()

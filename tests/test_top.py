@@ -126,12 +126,12 @@ def test_on_a_hundred_columns_a_gpu_is_one_line_and_reasons_are_whole() -> None:
     assert "in 15m00s" in group or "in 15m" in group
 
 
-@pytest.mark.parametrize("room", [20, 37, 60, 80, 99, 100, 109, 110, 200, 320])
+@pytest.mark.parametrize("room", [20, 60, 80, 100, 110, 320])
 @pytest.mark.parametrize("name", ["train.py", HOSTILE, "実験" * 60, "e\u0301" * 100, ""])
 def test_no_line_is_wider_than_the_terminal_and_nothing_in_a_name_reaches_it(room: int, name: str) -> None:
     view = a_view(name)
     view.chosen, view.said = 43, ""
-    for height in (1, 2, 5, 24, 60):
+    for height in (1, 2, 24, 60):
         lines = drawn(view, room, height)
         assert len(lines) == height
         assert all(output.width(line) <= room for line in lines), lines
@@ -361,7 +361,7 @@ class Terminal:
 @pytest.fixture(scope="module")
 def box() -> Iterator[wire.Box]:
     with wire.place() as folder:
-        made = wire.Box(Path(folder))
+        made = wire.Box(Path(folder), https="127.0.0.1:0")
         try:
             made.start()
             made.submit(["sleep", "1000"], name="sleeper")
@@ -378,9 +378,9 @@ Open = Callable[..., Terminal]
 def terminal(box: wire.Box) -> Iterator[Open]:
     opened: list[Terminal] = []
 
-    def open_one(**how: Any) -> Terminal:
-        env = box.env | {"NO_COLOR": "1", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
-        opened.append(Terminal((*CLI, "top"), env, **how))
+    def open_one(*options: str, **variables: str) -> Terminal:
+        env = box.env | {"NO_COLOR": "1", "LANG": "C.UTF-8", "PYTHONUTF8": "1"} | variables
+        opened.append(Terminal((*CLI, "top", *options), env))
         return opened[-1]
 
     yield open_one
@@ -446,6 +446,7 @@ def test_a_stop_gives_the_terminal_back_until_it_goes_on(terminal: Open) -> None
     assert ours.ended() == 0
 
 
+@pytest.mark.long
 def test_a_box_that_goes_away_is_told_and_met_again(terminal: Open, box: wire.Box) -> None:
     ours = terminal()
     ours.shows("sleeper")
@@ -457,6 +458,36 @@ def test_a_box_that_goes_away_is_told_and_met_again(terminal: Open, box: wire.Bo
     assert time.monotonic() - began < 15
     ours.type("q")
     assert ours.ended() == 0
+
+
+@pytest.mark.parametrize("scope", ["submit", "read"])
+def test_over_the_network_it_is_the_same_and_who_may_only_look_changes_nothing(
+    terminal: Open, box: wire.Box, tmp_path: Path, scope: str
+) -> None:
+    minted = box.post("/tokens", {"scope": scope, "label": "test"})
+    https, made = minted["https"], minted["made"]
+    place = {"ssh": "", "host": "127.0.0.1", "port": https["port"], "address": f"127.0.0.1:{https['port']}"}
+    trust = {"fingerprint": https["fingerprint"], "token": minted["token"], "token_id": made["id"]}
+    file = tmp_path / "boxes/far.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(place | trust))
+    file.chmod(0o600)
+    job = box.submit(["true"], name=f"for-{scope}", held=True)
+    ours = terminal("--box", "far", GPUBOX_CONFIG=str(tmp_path), GPUBOX_WAY="direct", XDG_CACHE_HOME=str(tmp_path))
+    ours.shows(f"for-{scope}")
+    later = box.submit(["true"], name="streamed", held=True)
+    ours.shows("streamed")
+    ours.type("jjj")
+    ours.shows(f"> #{job}")
+    ours.type("cy")
+    if scope == "submit":
+        assert box.ended(job)["state"] == words.CANCELLED
+    else:
+        ours.shows("may look, but not change anything")
+        assert box.state_of(job) == words.QUEUED
+    ours.type("q")
+    assert ours.ended() == 0
+    box.post("/jobs/cancel", {"ids": [later, job]})
 
 
 def test_in_a_pipe_it_is_one_look(box: wire.Box) -> None:

@@ -29,6 +29,7 @@ The GPUs, what runs, what waits and why, and what has ended, each second anew: t
 j and k go through the jobs, ? lists the keys, q leaves. In a pipe it is printed once.
 
 Options:
+  --once                  print it once, also in a terminal
 {options.COMMON}
 Examples:
   runner top
@@ -36,6 +37,7 @@ Examples:
 """
 PATIENCE = 45.0  # seconds; a box that is there says so every 15
 PAUSES = (0.5, 1.0, 2.0, 5.0)  # between tries to come back; the last one again and again
+AT_ONCE_SECONDS = 1.0  # the jobs are asked for no more often, however much changes
 WORK_SECONDS = 10.0  # after which the jobs are asked for again, though nothing was said to have changed
 TICK_SECONDS = 1.0
 SAID_SECONDS = 6.0  # that an answer stays at the bottom
@@ -54,8 +56,9 @@ def top(arguments: list[str]) -> int:
         return 0
     view = board.View()
     view.box, view.work, view.live = work["box"], work, work["live"]
-    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM", "dumb") == "dumb":
-        return _once(view)
+    usable = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    if "--once" in given or not usable:
+        return _once(view, asked="--once" in given)
     import gc
 
     gc.enable()  # we may stay for days
@@ -70,12 +73,13 @@ def _overview(api: Client) -> dict[str, Any]:
     return found
 
 
-def _once(view: board.View) -> int:
+def _once(view: board.View, asked: bool) -> int:
     room = output.columns(sys.stdout) or WIDTH_ELSEWHERE
     lines = [board.header(view, room), [], *board.body(view, room)[0]]
     for line in lines:
         output.put(board.paint(line, room, output.colours(sys.stdout)).rstrip() + "\n")
-    output.say("this is one look, as it does not go to a terminal; --json is for programs")
+    if not asked:
+        output.say("this is one look, as it does not go to a terminal; --json is for programs")
     return 0
 
 
@@ -90,6 +94,8 @@ class Top:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._framed_at = time.monotonic()
         self._asked_at = time.monotonic()  # for the jobs
+        self._wanted = False  # they have changed
+        self._frame: dict[str, Any] | None = None  # the newest, not yet taken: while another command has the screen too
         self._said_at = 0.0
         self._drawn: list[str] = []
         self._question: Callable[[], None] | None = None
@@ -112,6 +118,9 @@ class Top:
                         self.press(key, console)
                 if self._reader in ready:
                     os.read(self._reader, 4096)
+                if self._frame is not None:
+                    frame, self._frame = self._frame, None
+                    self._framed(frame)
                 while self._found:
                     work, given = self._found.popleft()
                     work(*given)
@@ -138,20 +147,25 @@ class Top:
                 for kind, data in events(self._api_of_its_own().stream("GET", "/live", patience=PATIENCE)):
                     tries = 0
                     if kind == "frame":
-                        self._tell(self._framed, loads(data))
+                        self._frame = loads(data)
+                        self._wake()
                     elif kind == "changed":
-                        self._tell(self._ask_for_work)
+                        self._wanted = True
+                        self._wake()
             except errors.Problem:
                 pass
             except Exception as error:  # a box that says nonsense is as good as away
                 self._tell(self._say, f"the box says what nobody understands: {type(error).__name__}")
-            self._tell(self._lost)
+            if not self.view.lost:
+                self._tell(self._lost)
             time.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
             tries += 1
 
     def _api_of_its_own(self) -> Client:
-        """Another connection to the same box."""
-        return boxes.open_box(self._api.box, start=False)
+        """Another connection to the same box, which has been greeted already."""
+        client = boxes.open_box(self._api.box, start=False)
+        client.greet = None
+        return client
 
     def _serve(self) -> None:
         while True:
@@ -175,7 +189,7 @@ class Top:
     def _framed(self, frame: dict[str, Any]) -> None:
         if self.view.lost:
             self.view.lost = ""
-            self._ask_for_work()
+            self._wanted = True
         self._framed_at = time.monotonic()
         self._look = (self._look[0], frame)
         self._show()
@@ -196,13 +210,13 @@ class Top:
             self.view.lost = time.strftime("%H:%M:%S")
 
     def _ask_for_work(self) -> None:
-        self._asked_at = time.monotonic()
+        self._asked_at, self._wanted = time.monotonic(), False
 
         def ask() -> Callable[[], None]:
             work = _overview(self._api)
             return lambda: self._worked(work)
 
-        if len(self._errands) < 3:
+        if not self._errands:
             self._run(ask)
 
     def _say(self, said: str) -> None:
@@ -214,7 +228,8 @@ class Top:
             self.view.elapsed = now - self._framed_at
         if self.view.said and not self.view.asks and now - self._said_at > SAID_SECONDS:
             self.view.said = ""
-        if not self.view.lost and now - self._asked_at > WORK_SECONDS:
+        patience = AT_ONCE_SECONDS if self._wanted else WORK_SECONDS
+        if not self.view.lost and now - self._asked_at >= patience:
             self._ask_for_work()
 
     # --- keys ---

@@ -100,12 +100,14 @@ class Console:
         self._wake()
 
     def _stopped(self, *_: object) -> None:
+        ours = bool(self._before)
         self.give_back()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)  # here we stand until `fg`
         signal.signal(signal.SIGTSTP, self._stopped)
-        self.take()
-        self._wake()
+        if ours:
+            self.take()
+            self._wake()
 
     def _continued(self, *_: object) -> None:
         """Also after a stop that nobody could hear of."""
@@ -116,6 +118,8 @@ class Console:
     def _asked_to_end(self, number: int, _: object) -> None:
         self.ended = number
         self._wake()
+        if not self._before:
+            raise SystemExit(128 + number)  # whatever has the terminal meanwhile ends, too
 
 
 def read_keys(data: bytes) -> list[str]:
