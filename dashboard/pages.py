@@ -18,10 +18,12 @@ from dashboard.live import Live, cards
 from dashboard.totals import Sums
 from runner import errors, words
 from runner.box import listing
-from runner.box.api.house import House, JobId
+from runner.box.api import PREFIX
+from runner.box.api.house import House, JobId, answer
 from runner.box.auth import WHO, Who
 from runner.box.forecast import start_of
 from runner.box.sessions import shown
+from runner.box.settings import public
 from runner.box.store import Group
 from runner.box.submissions import command
 from runner.model import Job, Principal, Use
@@ -70,9 +72,11 @@ class Pages:
             "/events": self.events,
             "/settings": self.settings,
             "/live": self.live,
+            f"{PREFIX}/live": self.live,  # for `runner top`, which shows the same
+            f"{PREFIX}/overview": self.overview_json,
         }
-        for path, answer in ways.items():
-            closed.add_api_route(path, answer, methods=["GET"], response_model=None)
+        for path, way in ways.items():
+            closed.add_api_route(path, way, methods=["GET"], response_model=None)
         closed.add_api_route("/sign-out", self.sign_out, methods=["POST"], response_model=None)
         app.include_router(closed)
         app.add_route("/static/{name:path}", assets.serve, ["GET"])
@@ -93,6 +97,12 @@ class Pages:
         await self._house.gpus_known()
         values = {"live": cards(self._house), **await self._work(request.scope)}
         return render.page("overview.html", {**values, **self._base(request.scope, "overview")})
+
+    async def overview_json(self) -> Response:
+        """The overview for a terminal: what the page is rendered from."""
+        await self._house.gpus_known()
+        role = {WHO: Principal(0, "", "read")}  # what may be done, the box says when it is asked
+        return answer({"live": cards(self._house), **await self._work(role)})
 
     async def part_work(self, request: Request) -> Response:
         return render.page("part.html", await self._work(request.scope))
@@ -260,12 +270,10 @@ class Pages:
     async def settings(self, request: Request) -> Response:
         house = self._house
         chosen = house.daemon.settings
-        told = [each for each in fields(chosen) if each.metadata.get("means")]
+        told, values_now = [each for each in fields(chosen) if each.metadata.get("means")], public(chosen)
         who: Principal = request.scope[WHO]
         values = {
-            "settings": [
-                (each.name, getattr(chosen, each.name), each.metadata["means"], each.default) for each in told
-            ],
+            "settings": [(each.name, values_now[each.name], each.metadata["means"], each.default) for each in told],
             "history_bytes": await house.call(house.history.archive.bytes),
             "tokens": house.tokens.listed(who, time.time()),
             "fingerprint": house.network.fingerprint if house.network is not None else "",

@@ -42,6 +42,7 @@ FILES = {
     "history": 5.0,
     "https": 12.0,
     "main_job": 45.0,
+    "notify": 4.0,
     "plan": 10.0,
     "playbooks": 4.0,
     "power": 4.0,
@@ -52,6 +53,7 @@ FILES = {
     "snapshot": 6.0,
     "store": 4.0,
     "supervisor": 20.0,
+    "top": 5.0,
     "verify": 8.0,
     "wishes": 4.0,
 }

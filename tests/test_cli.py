@@ -403,7 +403,7 @@ def test_a_command_is_sent_as_it_is(box, run):
 
 def test_all_options_reach_the_box_as_the_model_has_them(box, run):
     options_ = (
-        "--name n --cpus 2 --mem 8G --gpus 1 --priority -3 --time-limit 1h --grace 0 --retries 2 "
+        "--name n --cpus 2 --mem 8G --gpus 1 --priority -3 --time-limit 1h --grace 0 --retries 2 --stop-if-idle 30m "
         "--retry-on signal,reboot --requeue --after 41 --after 40:any --env A=1 --base --array 3 --hold"
     )
     assert run("submit", "-d", *options_.split(), "train.py")[:2] == (0, "42\n")
@@ -412,7 +412,7 @@ def test_all_options_reach_the_box_as_the_model_has_them(box, run):
     submission = model.Submission(**{**body, "spec": spec})
     assert (spec.name, spec.cpus, spec.memory_bytes, spec.gpus, spec.priority) == ("n", 2, 8 << 30, 1, -3)
     assert (spec.time_limit, spec.grace, spec.retries, spec.retry_on) == (3600, 0, 2, ["signal", "reboot"])
-    assert (spec.requeue, spec.env, spec.environment) == (True, {"A": "1"}, "base")
+    assert (spec.requeue, spec.env, spec.environment, spec.stop_if_idle) == (True, {"A": "1"}, "base", 1800.0)
     assert spec.after == [model.After(41), model.After(40, any_end=True)]
     assert (submission.array, submission.held) == ([0, 1, 2], True)
 
@@ -594,6 +594,7 @@ def test_without_files_none_are_looked_at(box, run):
         (["--gpu-mem", "-8G", "train.py"], 64, '--gpu-mem takes a size: not "-8G"'),
         (["--gpu-mem", "24", "train.py"], 64, "for gibibytes write 24G"),
         (["--gpus", "0", "--gpu-mem", "8G", "train.py"], 64, "--gpu-mem is about GPUs, and the job asks for none"),
+        (["--stop-if-idle", "30m", "train.py"], 64, "--stop-if-idle is about GPUs, and the job asks for none"),
         (["--exclusive", "train.py"], 64, "--gpus 1 --exclusive"),
         (["--gpus", "1", "--gpu-ids", "uid", "train.py"], 64, 'did you mean "uuid"?'),
         (["--mem", "8", "train.py"], 64, "for gibibytes write 8G"),
@@ -1200,6 +1201,8 @@ def test_the_bash_script_parses_and_completes(box, run, tmp_path):
         (["completion", "f"], ["fish"]),
         (["nonsense", ""], []),
         (["gpus", ""], ["drain", "undrain", "forget"]),
+        (["notices", ""], ["test"]),
+        (["notices", "test", ""], []),
         (["gpus", "drain", ""], ["0", "1", "2", "3"]),
         (["gpus", "--json", "drain", "1"], ["1"]),
         (["adopt", "4"], ["4242"]),
@@ -1492,6 +1495,23 @@ def test_what_a_job_used_is_shown_with_its_attempts(box, run):
 def test_what_was_used_is_said_as_far_as_it_is_known(use, text):
     assert usage.words(use) == text
     assert usage.total([]) == ""
+
+
+def test_a_notification_is_tried_and_what_came_of_it_is_said(box, run):
+    fine = {"ok": True, "said": "ntfy: ntfy.sh took it", "hint": "", "again": False}
+    box.replies["POST /notices/test"] = {"outcomes": [fine]}
+    assert run("notices", "test") == (0, "sent  ntfy: ntfy.sh took it\n", "")
+    bad = {"ok": False, "said": "webhook: home answered 401\x1b[2J", "hint": "check notify_webhook", "again": False}
+    box.replies["POST /notices/test"] = {"outcomes": [fine, bad]}
+    code, out, err = run("notices", "test")
+    assert (code, out.splitlines()[1:]) == (
+        1,
+        ["not sent  webhook: home answered 401\\x1b[2J", "          check notify_webhook"],
+    )
+    assert "runner serve --stop" in err
+    assert run("notices", "test", "--json")[0] == 1
+    assert "takes neither --seen nor --all" in run("notices", "test", "--seen")[2]
+    assert 'takes no "tset"' in run("notices", "tset")[2]
 
 
 def test_notices_are_the_newest_last_with_what_to_do(box, run):

@@ -50,11 +50,12 @@ from runner.box.turns import Hints, Turns
 from runner.box.wishes import Wishes
 from runner.box.workers import Workers
 from runner.errors import Problem
-from runner.model import Resources
+from runner.model import Notice, Resources
 from runner.paths import COLLECTOR_SOCKET
 
 if TYPE_CHECKING:
     from runner.box.demo.stage import Actors, Stage
+    from runner.box.notify import Outbox
 
 PARENT_SECONDS = 1.0
 KNOWN_SECONDS = 6.0  # that who asks about GPUs waits for the first look at them; a driver may take long to wake
@@ -131,6 +132,9 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         if play is not None:
             made.daemon.gpus.told = made.told(house.beat)
             play.enter(made.daemon, house.wishes)
+        outbox = made.outbox
+        if outbox is not None:
+            house.tell_test = outbox.test
         house.gpus_known = made.watch_gpus(turns, closing, house.beat)
         house.pages = pages = dashboard.Pages(house)
         server = Server(house, pages.add_to)
@@ -152,6 +156,8 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         ]
         if play is not None:
             begun.append(asyncio.create_task(play.play(turns.wake, diary.write)))
+        if outbox is not None:
+            begun.append(asyncio.create_task(outbox.run()))
         if by_command and not chosen.https:  # nobody could start it from elsewhere
             begun.append(asyncio.create_task(chores.end_when_idle(house, made.workers, end.idly)))
         gc.collect()
@@ -204,6 +210,7 @@ class _Made:
         self.trees.sweep(self.daemon.book.active)  # one that waits may have run in its tree before
         self.recipes.recover(self.daemon.book.jobs.values())
         self.history = self._history(closing)
+        self.outbox = self._outbox()
 
     def _driver(self) -> Driver | None:
         return self.daemon.gpus.driver()
@@ -217,6 +224,24 @@ class _Made:
         for uuid, count in history.begin().items():
             gpus.meter.resume(uuid, count)
         return history
+
+    def _outbox(self) -> Outbox | None:
+        """Who tells it elsewhere; None where the settings name nobody."""
+        chosen, daemon = self.settings, self.daemon
+        if not (chosen.notify_ntfy or chosen.notify_token or chosen.notify_webhook or chosen.notify_command):
+            return None
+        from runner.box.notify import Outbox  # only who wants it has it in memory
+
+        outbox, here = Outbox(chosen, self.store, self.diary.write), daemon.gpus.noticed
+        elsewhere = self.diary.guarded(outbox.noticed)
+        daemon.ended = self.diary.guarded(outbox.ended)
+
+        def noticed(notices: Sequence[Notice]) -> None:
+            here(notices)
+            elsewhere(notices)
+
+        daemon.gpus.noticed = noticed
+        return outbox
 
     def told(self, beat: Callable[[], None]) -> Callable[[Frame, Sequence[Step]], None]:
         """Who else hears what was read."""

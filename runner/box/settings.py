@@ -20,8 +20,10 @@ PLAIN, SYSTEMD = ENGINES = ("plain", "systemd")
 T = TypeVar("T")
 
 
-def _setting(default: T, means: str, choices: tuple[str, ...] = ()) -> T:
-    made: T = field(default=default, metadata={"means": means, "choices": choices})
+def _setting(default: T, means: str, choices: tuple[str, ...] = (), hidden: bool = False) -> T:
+    """hidden: it is shown to nobody."""
+    metadata = {"means": means, "choices": choices, "hidden": hidden}
+    made: T = field(default=default, metadata=metadata, repr=not hidden)
     return made
 
 
@@ -59,6 +61,16 @@ class Settings:
     currency: str = _setting("EUR", "of the tariff")
     idle_notice_minutes: float = _setting(30.0, "a GPU that a job holds and leaves idle so long is told; 0: never")
     stalled_notice_minutes: float = _setting(30.0, "so is a job whose log is silent so long, on a flat GPU; 0: never")
+    notify_ntfy: str = _setting(
+        "", "what happens is told to this topic of ntfy, as in https://ntfy.sh/my-box", hidden=True
+    )
+    notify_token: str = _setting("", "with this token of ntfy; where it stands, nobody else may read", hidden=True)
+    notify_webhook: str = _setting("", "and sent to this address, as JSON by POST", hidden=True)
+    notify_command: str = _setting("", "and given to this program, as in /usr/local/bin/tell --loud", hidden=True)
+    notify_about: str = _setting(
+        "failed xid gpu_lost gpu_back idle stop_if_idle stalled memory_creep hot power_brake ghost disk",
+        "what is told; besides these finished and pcie, or all",
+    )
     gpu_desktop_bytes: int = _setting(GIB, "memory that a desktop may use on a GPU without being in a job's way")
     gpu_free_seconds: float = _setting(60.0, "a GPU whose memory is not free so long after a job is stuck")
     kill_seconds: float = _setting(60.0, "processes that live so long after KILL are given up; their GPU is stuck")
@@ -77,6 +89,8 @@ def load(variables: Mapping[str, str] | None = None) -> Settings:
     for name, value in _file(path).items():
         if name not in known or name in ("state", "socket"):
             raise BadSettings(f"{path} names a setting that does not exist: {name}{nearest(name, known)}")
+        if name == "notify_token" and os.stat(path).st_mode & 0o077:
+            raise BadSettings(f"{path} holds notify_token, and others may read it", f"`chmod 600 {path}`")
         values[name] = _typed(path, name, value, known[name])
     for name, setting in known.items():
         said = variables.get(f"GPUBOX_{name.upper()}")
@@ -85,6 +99,15 @@ def load(variables: Mapping[str, str] | None = None) -> Settings:
     state = StateDir(os.path.abspath(paths.state_dir()))
     settings = Settings(state=state, socket=paths.api_socket(state), **values)  # type: ignore[arg-type]
     return _filled(settings)
+
+
+def public(settings: Settings) -> dict[str, str | int | float]:
+    """Every setting, as whoever asks may see it: of what is hidden, whether it is set."""
+    return {each.name: _shown(each, getattr(settings, each.name)) for each in fields(settings)}
+
+
+def _shown(setting: Field[Any], value: Any) -> Any:
+    return "(set)" if setting.metadata.get("hidden") and value else value
 
 
 def _file(path: str) -> dict[str, object]:
@@ -111,7 +134,8 @@ def _typed(where: str, name: str, value: object, setting: Field[Any]) -> object:
             raise ValueError  # 1.5 cpus would silently be 1
     except (TypeError, ValueError, OverflowError):
         wanted = {int: "a whole number", float: "a number", str: "text"}[kind]
-        raise BadSettings(f"{where} sets {name} to {value!r}, which is not {wanted} of 0 or more") from None
+        told = "something" if setting.metadata.get("hidden") else repr(value)
+        raise BadSettings(f"{where} sets {name} to {told}, which is not {wanted} of 0 or more") from None
     return typed
 
 

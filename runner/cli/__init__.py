@@ -23,6 +23,7 @@ COMMANDS = {
         "show": ("show", "show", "everything about a job"),
         "why": ("show", "why", "why a job waits, or how it ended"),
         "diff": ("diff", "diff", "what changed between the code of two jobs"),
+        "top": ("top", "top", "the GPUs and the queue live in the terminal, with keys"),
         "gpus": ("gpus", "gpus", "the GPUs: what they do, and who has them"),
         "notices": ("notices", "notices", "what the box noticed: faults, idle GPUs, heat"),
         "dashboard": ("dashboard", "dashboard", "the GPUs, the queue and the logs in your browser"),

@@ -117,6 +117,8 @@ def fitting(typed: list[str]) -> list[str]:
     if command == "gpus":
         verbs = [word for word in before[1:] if not word.startswith("-")]
         return [word for word in (_gpu_indices() if verbs else VERBS) if word.startswith(last)]
+    if command == "notices":
+        return [] if "test" in before[1:] else [word for word in ("test",) if word.startswith(last)]
     if command == "adopt":
         return [pid for pid in _foreign() if pid.startswith(last)]
     return _job_ids(JOBS[command], last) if command in JOBS else []

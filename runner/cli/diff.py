@@ -37,7 +37,7 @@ Examples:
 SHOWN_LIMIT = 1 << 20  # a longer file is named, not compared line by line
 COMPARED = (
     "command", "directory", "environment", "cpus", "memory_bytes", "gpus", "gpu_type", "gpu_memory_bytes", "exclusive",
-    "gpu_ids", "time_limit", "grace", "retries", "retry_on", "requeue", "env",
+    "gpu_ids", "time_limit", "stop_if_idle", "grace", "retries", "retry_on", "requeue", "env",
 )  # fmt: skip
 PAINT = {"+": "32", "-": "31", "@": "36"}
 

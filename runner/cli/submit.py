@@ -32,6 +32,7 @@ What it needs:
   --exclusive             share none of them, though --gpu-mem is given
   --gpu-ids KIND          what CUDA_VISIBLE_DEVICES holds: uuid, or index for what reads only numbers (uuid)
   --time-limit TIME       end it after 90 (seconds), 2h30m or 1-12:00:00
+  --stop-if-idle TIME     end it when its GPUs were idle so long, such as 30m; a warning comes first
   --grace TIME            between asking it to end and ending it (30)
 
 When it runs:
@@ -307,8 +308,10 @@ def _gpus(given: Given, count: int | None) -> dict[str, Any]:
         wishes["exclusive"] = True
     if text := given.get("--gpu-ids"):
         wishes["gpu_ids"] = values.choice("--gpu-ids", text, GPU_IDS)
+    if text := given.get("--stop-if-idle"):
+        wishes["stop_if_idle"] = values.duration("--stop-if-idle", text)
     if not count:
-        for option in ("--gpu-type", "--gpu-mem", "--exclusive", "--gpu-ids"):
+        for option in ("--stop-if-idle", "--gpu-type", "--gpu-mem", "--exclusive", "--gpu-ids"):
             if option in given:
                 raise errors.BadRequest(f"{option} is about GPUs, and the job asks for none", f"--gpus 1 {option} ...")
     return wishes

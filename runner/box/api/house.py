@@ -84,6 +84,7 @@ class House:
     gpus_known: Callable[[], Awaitable[None]] = _known  # wait, shortly, until a daemon that is new has seen its GPUs
     pages: Pages | None = None
     open_page: Callable[[], Awaitable[int]] = _no_page  # listen for a browser on this computer; the port
+    tell_test: Callable[[], Awaitable[list[Any]]] | None = None  # by each way of notifications; None: none is set
     network: Network | None = None  # None: the box listens on its unix socket alone
     unreachable: str | None = None  # why it does, where it should listen on the network, too
     connections: Sized = ()  # that are open now on the unix socket
