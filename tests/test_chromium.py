@@ -275,6 +275,34 @@ def test_keys_lead_where_they_say(chromium: Browser, demo: Demo) -> None:
     visit.context.close()
 
 
+def test_a_key_counts_at_once_when_a_dialog_was_closed(chromium: Browser, demo: Demo) -> None:
+    """Its checkbox has the focus until the next frame, which a busy computer draws late."""
+    visit = visit_of(chromium, demo.address())
+    visit.until("document.querySelector('.live.fresh') !== null")
+    closed = """() => {
+        const help = document.getElementById('help');
+        help.showModal();
+        help.close();
+        const held = document.activeElement;
+        held.dispatchEvent(new KeyboardEvent('keydown', {key: 'j', bubbles: true, cancelable: true}));
+        return [held.id, document.activeElement.closest('td.lead') !== null];
+    }"""
+    assert visit.page.evaluate(closed) == ["keys-on", True]
+    visit.context.close()
+
+
+def test_the_focus_stays_when_cards_are_drawn_anew(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address())
+    page = visit.page
+    visit.until("document.querySelector('#cards .spark canvas') !== null")
+    page.evaluate("window.old = document.querySelector('#cards'); document.querySelector('.card h2 a').focus()")
+    page.evaluate("document.body.dispatchEvent(new Event('cards'))")
+    visit.until("!window.old.isConnected && document.querySelector('#cards .spark canvas') !== null")
+    assert page.evaluate("document.activeElement.closest('.card h2') !== null")
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
 def test_a_charts_table_and_ranges(chromium: Browser, demo: Demo) -> None:
     visit = visit_of(chromium, demo.address())
     page = visit.go("/gpus/0")
@@ -341,6 +369,35 @@ def test_the_queue_is_put_in_another_order(chromium: Browser, box: wire.Box) -> 
     page.click("#ask-yes")
     visit.until(f"!document.querySelector('#cancel-{first}')")
     assert box.state_of(first) == words.CANCELLED
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_the_keyboard_keeps_its_place_in_a_list_that_changes(chromium: Browser, box: wire.Box) -> None:
+    jobs = [box.submit(["true"], name=f"row-{number}", held=True) for number in range(3)]
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/queue")
+    visit.until("document.querySelector('.live.fresh, .live') !== null")
+
+    def focus(selector: str) -> None:
+        page.evaluate(f"document.querySelector('{selector}').focus()")
+
+    focus(f"#at-{jobs[0]}")
+    box.submit(["true"], name="row-more", held=True)
+    page.wait_for_selector("text=row-more")
+    assert page.evaluate("document.activeElement.id") == f"at-{jobs[0]}", "the same row"
+    focus(f"#release-{jobs[2]}")
+    box.post("/jobs/cancel", {"ids": [jobs[0]]})
+    page.wait_for_selector(f"#at-{jobs[0]}", state="detached")
+    assert page.evaluate("document.activeElement.id") == f"release-{jobs[2]}", "the same button"
+    box.post("/jobs/cancel", {"ids": [jobs[2]]})
+    page.wait_for_selector(f"#at-{jobs[2]}", state="detached")
+    assert "row-more" in page.evaluate("document.activeElement.textContent"), "the row that is there now"
+    assert page.evaluate("document.activeElement.closest('td.lead') !== null"), "and none of its buttons"
+    for left in page.evaluate("[...document.querySelectorAll('#queue-rows td.lead > a')].map((a) => a.id)"):
+        box.post("/jobs/cancel", {"ids": [int(left.removeprefix("at-"))]})
+    page.wait_for_selector("text=Queue is empty.")
+    assert page.evaluate("document.activeElement.id") == "main"
     assert visit.quiet(), visit.said
     visit.context.close()
 

@@ -1,4 +1,5 @@
 // Of every page: times that go on, keys, and what asks before it does something.
+import "./focus.js";
 import { span } from "./words.js";
 
 const skew = Date.now() / 1000 - Number(document.body.dataset.now); // the box's clock is what counts
@@ -103,7 +104,8 @@ document.getElementById("keys").addEventListener("click", () => document.getElem
 
 let going = 0;
 document.addEventListener("keydown", (event) => {
-  const writing = event.target.closest("input, select, textarea, dialog");
+  // A dialog that was closed holds the focus until the next frame, and a key may come before that.
+  const writing = !event.target.closest("dialog:not([open])") && event.target.closest("input, select, textarea, dialog");
   if (writing || !box.checked || event.ctrlKey || event.metaKey || event.altKey) return;
   if (going && Date.now() - going < 1500 && PLACES[event.key]) return location.assign(PLACES[event.key]);
   going = event.key === "g" ? Date.now() : 0;

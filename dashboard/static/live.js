@@ -3,6 +3,7 @@ import { listen } from "./stream.js";
 import { element, span, text } from "./words.js";
 import { now } from "./app.js";
 import { spark } from "./charts.js";
+import { keeping } from "./focus.js";
 
 const SPARK_SECONDS = 600;
 const sparks = new Map();
@@ -24,8 +25,10 @@ function draw(frame) {
   }
   const place = document.getElementById("watts");
   if (place) set(place, watts.toFixed(0));
-  const shown = document.querySelectorAll("#gpus.cards:not(.one) [data-gpu]").length;
-  if (document.querySelector("#work") && (strange || shown > frame.gpus.length)) location.reload(); // a card came or left
+  const shown = document.querySelectorAll("#cards [data-gpu]").length;
+  if (document.getElementById("cards") && (strange || shown > frame.gpus.length)) {
+    document.body.dispatchEvent(new Event("cards")); // one came or left
+  }
   document.dispatchEvent(new CustomEvent("frame", { detail: frame }));
 }
 
@@ -62,7 +65,7 @@ function drawWho(place, gpu) {
   });
   if (gpu.others) lines.push(element("p", { class: "dim" }, text(gpu.others)));
   else if (!lines.length) lines.push(element("p", { class: "dim" }, text(gpu.why || "nobody uses it")));
-  place.replaceChildren(...lines);
+  keeping(() => place.replaceChildren(...lines));
 }
 
 function drawBadges(place, badges) {
@@ -74,6 +77,7 @@ function drawBadges(place, badges) {
 
 async function begin() {
   const cards = [...document.querySelectorAll("[data-gpu]")];
+  sparks.clear();
   for (const card of cards) sparks.set(card.dataset.gpu, spark(card.querySelector("[data-spark]"), SPARK_SECONDS));
   if (!cards.length) return;
   const reply = await fetch(`/api/v1/history?columns=utilization&last=${SPARK_SECONDS}&points=300`);
@@ -83,4 +87,5 @@ async function begin() {
 }
 
 begin();
+document.body.addEventListener("htmx:afterSwap", (event) => { if (event.target.id === "cards") begin(); });
 listen({ frame: draw, changed: () => document.body.dispatchEvent(new Event("changed")) });
