@@ -14,6 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 import runner
 from dashboard import assets, figures, render, signin, work
+from dashboard.contents import Contents
 from dashboard.live import Live, cards
 from dashboard.totals import Sums
 from runner import errors, words
@@ -41,6 +42,7 @@ class Pages:
         self._house = house
         self._live = Live(house)
         self._sums = Sums(house)
+        self._contents = Contents(house, self._base)
 
     # --- for the front ---
 
@@ -70,6 +72,7 @@ class Pages:
             "/events": self.events,
             "/settings": self.settings,
             "/live": self.live,
+            **self._contents.ways(),
         }
         for path, answer in ways.items():
             closed.add_api_route(path, answer, methods=["GET"], response_model=None)
@@ -197,7 +200,8 @@ class Pages:
         return render.page("jobs.html", {**values, **self._base(request.scope, "jobs")})
 
     async def job(self, request: Request, job_id: JobId) -> Response:
-        return render.page("job.html", await self._job(request.scope, job_id))
+        left = await self._contents.left(self._house.job(job_id))
+        return render.page("job.html", {**await self._job(request.scope, job_id), **left})
 
     async def part_job(self, request: Request, job_id: JobId) -> Response:
         return render.page("receipt.html", await self._job(request.scope, job_id))
@@ -211,7 +215,6 @@ class Pages:
         gpus = {gpu.uuid: gpu for gpu in house.daemon.gpus.view(now)}
         last = [use for use in uses if use.attempt == job.attempt]
         smallest = min((gpus[uuid].memory_bytes or 0 for uuid in job.allotted if uuid in gpus), default=0) or None
-        left = await house.call(lambda: house.custody.listing(job_id).as_json())
         return {
             "job": job,
             "row": self._rows([job])[0],
@@ -220,7 +223,7 @@ class Pages:
             "attempts": house.daemon.store.attempts(job_id),
             "receipt": work.receipt(job, last, smallest, now),
             "advice": work.advice(job, last, smallest),
-            "outputs": left["outputs"],
+            "previous": self._contents.previous(job),
             "gpus": gpus,
             "had": sorted(job.allotted, key=lambda uuid: (gpus[uuid].index or 0) if uuid in gpus else -1),
             "labels": {uuid: f"GPU {gpu.index}" for uuid, gpu in gpus.items()},

@@ -19,6 +19,7 @@ import pytest
 import tools
 import wire
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from test_previews import a_png
 
 from runner import words
 
@@ -428,6 +429,31 @@ def test_hostile_logs_and_names_are_text(chromium: Browser, box: wire.Box) -> No
     assert not set(shown) & {"\x1b", "\x07", "\u202e", "\u2066", "\r"}
     assert page.locator("#log *:not(p):not(span)").count() == 0
     assert "red" in (page.locator("#log .c1").first.text_content() or "")
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_outputs_are_shown_and_run_nothing(chromium: Browser, box: wire.Box) -> None:
+    trap = b"<script>window.pwned=1</script><svg xmlns='http://www.w3.org/2000/svg' onload='window.pwned=1'></svg>"
+    files = {"loss.png": a_png(320, 200), "trap.png": trap, "page.html": trap, "notes.txt": trap + b"\n"}
+    said = "import os, sys\nos.chdir(os.environ['RUNNER_OUT'])\n"
+    said += f"for name, data in {files!r}.items(): open(name, 'wb').write(data)"
+    job = box.submit([sys.executable, "-c", said], name="leaves")
+    box.ended(job)
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go(f"/jobs/{job}")
+    page.locator(".pictures").scroll_into_view_if_needed()
+    visit.until("[...document.querySelectorAll('.pictures img')].some((each) => each.naturalWidth === 320)")
+    visit.said.clear()  # that one picture is none, the console says, too
+    assert visit.trouble() == []
+    page.screenshot(path=SHOTS / "outputs-1366-light.png", full_page=True)
+    for name in files:
+        visit.go(f"/jobs/{job}/outputs/{name}")
+        assert page.evaluate("window.pwned") is None, name
+    assert "<script>" in (page.text_content("pre.text") or "")
+    for name in ("trap.png", "page.html"):
+        reply = page.request.get(f"{visit.root}/jobs/{job}/picture/{name}")
+        assert reply.status == 404, name
     assert visit.quiet(), visit.said
     visit.context.close()
 

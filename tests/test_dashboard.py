@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import re
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 import tools
 import wire
 from builders import GIB, a_job
+from test_api import send
+from test_previews import a_png
 
 from dashboard import assets, cards, figures, work
 from runner import words
@@ -259,6 +262,101 @@ def test_what_the_api_sends_to_a_browser_runs_nothing(signed_in: Browser) -> Non
     reply = signed_in.get("/api/v1/logs/1")
     assert reply.headers["content-security-policy"] == "default-src 'none'; sandbox"
     assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+# --- what a job was given and left ---
+
+LEAVES = """
+import os, pathlib
+out = pathlib.Path(os.environ['RUNNER_OUT'])
+for name, data in {files!r}.items():
+    (out / os.fsdecode(name)).parent.mkdir(exist_ok=True)
+    (out / os.fsdecode(name)).write_bytes(data)
+"""
+SCRIPT = b"<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def left(box: wire.Box) -> int:
+    """A job that left pictures, texts and traps."""
+    files = {
+        b"plots/loss.png": a_png(8, 8), b"trap.png": SCRIPT, b"page.html": SCRIPT, b"drawing.svg": b"<svg onload=x>",
+        b"notes.txt": SCRIPT + b"\n\x1b[31mred", b"model.bin": b"\0" * 64, b"odd \xff\n%2e?#&\".txt": b"odd",
+    }  # fmt: skip
+    job = box.submit([sys.executable, "-c", LEAVES.format(files=files)], name="leaves")
+    assert box.ended(job)["state"] == words.SUCCEEDED
+    return job
+
+
+def test_outputs_are_listed_and_pictures_shown(signed_in: Browser, left: int) -> None:
+    for path in (f"/jobs/{left}", f"/part/jobs/{left}/outputs"):
+        body = signed_in.get(path).body
+        shown = re.findall(r'<img src="([^"?]+)', body)
+        assert shown == [f"/jobs/{left}/picture/plots/loss.png", f"/jobs/{left}/picture/trap.png"]
+        assert f"/jobs/{left}/outputs/odd%20%FF%0A%252e%3F%23%26%22.txt" in body
+        assert "<svg onload" not in body
+
+
+def test_a_picture_is_sent_as_one_and_nothing_else_is(signed_in: Browser, left: int) -> None:
+    reply = signed_in.get(f"/jobs/{left}/picture/plots/loss.png?v=1")
+    assert (reply.status, reply.headers["content-type"]) == (200, "image/png")
+    assert reply.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    for name in ("trap.png", "page.html", "drawing.svg", "notes.txt", "../log", "plots", "none.png"):
+        assert signed_in.get(f"/jobs/{left}/picture/{name}").status in (404, 422), name
+
+
+@pytest.mark.parametrize("name", ["page.html", "notes.txt", "drawing.svg", "trap.png"])
+def test_a_text_is_previewed_as_text(signed_in: Browser, left: int, name: str) -> None:
+    reply = signed_in.get(f"/jobs/{left}/outputs/{name}")
+    assert reply.status == 200
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    tags = _Tags()
+    tags.feed(reply.body)
+    assert tags.wrong == []
+    assert '<pre class="text"' in reply.body
+    assert "<script>alert" not in reply.body
+    assert "<svg onload" not in reply.body
+    assert "\x1b" not in reply.body
+
+
+def test_what_cannot_be_shown_is_downloaded_and_never_run(signed_in: Browser, left: int) -> None:
+    assert "no text and no picture" in signed_in.get(f"/jobs/{left}/outputs/model.bin").body
+    odd = "odd%20%FF%0A%252e%3F%23%26%22.txt"
+    assert ">odd</pre>" in signed_in.get(f"/jobs/{left}/outputs/{odd}").body
+    for name in ("page.html", "drawing.svg", odd):
+        reply = signed_in.get(f"/api/v1/jobs/{left}/outputs/{name}")
+        assert (reply.status, reply.headers["content-type"]) == (200, "application/octet-stream")
+        assert reply.headers["content-disposition"] == "attachment"
+        assert reply.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert signed_in.get(f"/jobs/{left}/outputs/none").status == 404
+
+
+def test_files_and_what_changed_since_the_run_before(signed_in: Browser) -> None:
+    box = signed_in.box
+    once = {"main.py": b"print('<b>one')\n", "pic": b"\0\1", "gone.txt": b"x\n"}
+    later = {"main.py": b"print('<b>two')\n", "pic": b"\0\2", "new.txt": b"y\n"}
+    given: dict[str, Any] = {"script": "main.py", "project": "/p", "environment": "base"}
+    one, two = (
+        box.submit(["python", "main.py", str(number)], name="differs", snapshot=send(box, files), **given)
+        for number, files in enumerate((once, later), 1)
+    )
+    box.ended(one)
+    assert f'/jobs/{two}/diff"' in signed_in.get(f"/jobs/{two}").body
+    body = signed_in.get(f"/jobs/{two}/diff").body
+    assert f"#{one}" in body
+    for said in ("python main.py 1", "-print(&#39;&lt;b&gt;one&#39;)", "+print(&#39;&lt;b&gt;two&#39;)", "gone.txt",
+                 "pic differ (binary", "+y"):  # fmt: skip
+        assert said in body, said
+    assert body.count('class="badge" title="changed"') == 2
+    assert "Nothing: the same files" in signed_in.get(f"/jobs/{two}/diff?to={two}").body
+    assert signed_in.get(f"/jobs/{one}/diff").status == 404
+    assert f'/jobs/{one}/diff"' not in signed_in.get(f"/jobs/{one}").body
+    body = signed_in.get(f"/jobs/{two}/files").body
+    assert re.findall(r"/files/([\w.]+)\"", body) == ["main.py", "new.txt", "pic"]
+    assert "print(&#39;&lt;b&gt;two&#39;)" in signed_in.get(f"/jobs/{two}/files/main.py").body
+    assert signed_in.get(f"/jobs/{two}/files/gone.txt").status == 404
+    assert "without files" in signed_in.get("/jobs/1/files").body
 
 
 def test_the_stream_tells_of_changes(signed_in: Browser) -> None:
