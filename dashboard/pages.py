@@ -186,10 +186,10 @@ class Pages:
         known = self._house.wishes.fresh([*daemon.book.jobs.values(), *daemon.store.last(finished)])
         users = sorted({job.user for job in known})
         found = [job for job in known if _matches(job, state, user, q)]
-        found.sort(key=work.SORTS[sort], reverse=not up)
+        found.sort(key=lambda job: job.id, reverse=not up)  # among equals
         more = len(known) - len(daemon.book.jobs) >= finished and finished < FINISHED_MAX
         values = {
-            "rows": self._rows(found),
+            "rows": sorted(self._rows(found), key=work.SORTS[sort], reverse=not up),
             "known": len(known),
             "users": users,
             "states": words.STATES,

@@ -403,6 +403,51 @@ def test_the_keyboard_keeps_its_place_in_a_list_that_changes(chromium: Browser, 
     visit.context.close()
 
 
+def test_many_jobs_are_changed_at_once(chromium: Browser, box: wire.Box) -> None:
+    waiting = [box.submit(["true"], name=f"bulk-{number}", held=True) for number in range(3)]
+    running = box.submit(["sleep", "600"], name="bulk-run")
+    tools.wait_until(lambda: box.state_of(running) == words.RUNNING, 20, box.story)
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/jobs?q=bulk-")
+    assert page.locator("#bulk").is_hidden()
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    page.click("#pick-all")
+    visit.until("document.querySelector('#bulk [data-part=count]').textContent === '4 selected'")
+    assert page.text_content("#bulk-cancel") == "Stop 4"
+    assert page.text_content("#bulk-kill") == "Kill 1"
+    assert page.locator("#bulk-hold").is_hidden()
+    page.click(f"#pick-{running}")
+    page.click("#bulk-release")
+    for job in waiting:
+        box.ended(job)
+    page.wait_for_selector("#bulk", state="hidden")
+    visit.until(
+        "[...document.querySelectorAll('#jobs .badge')].filter((b) => /succeeded/.test(b.textContent)).length === 3"
+    )
+    page.click("#pick-all")
+    page.click("#bulk-kill")
+    assert page.text_content("#ask-text") == f"Kill job {running} at once? Nothing can be saved any more."
+    page.click("#ask button[value=no]")
+    assert box.state_of(running) == words.RUNNING
+    page.click("#bulk-cancel")
+    page.click("#ask-yes")
+    assert box.ended(running)["state"] == words.CANCELLED
+    page.wait_for_selector("#bulk", state="hidden")
+    for job in waiting[:2]:
+        page.check(f"#pick-{job}")
+    page.click("#bulk-rerun")
+    assert page.text_content("#ask-text") == "Submit 2 jobs once more?"
+    page.click("#ask-yes")
+    visit.until("document.querySelectorAll('#jobs tbody tr').length === 6")
+    page.keyboard.press("Escape")
+    assert visit.quiet(), visit.said
+    page.click("#pick-all")
+    page.screenshot(path=SHOTS / "bulk-1366-light.png")
+    assert visit.trouble() == []
+    visit.context.close()
+
+
 # --- that nothing of a job's is more than text -----------------------------------------------------------------------
 
 

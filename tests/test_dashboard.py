@@ -234,6 +234,10 @@ def test_jobs_are_filtered_and_sorted(signed_in: Browser) -> None:
             int(each) for each in re.findall(r'<td class="lead"><a id="at-(\d+)"', signed_in.get(f"/jobs?{query}").body)
         ]
 
+    for key in work.SORTS:
+        assert sorted(ids(f"sort={key}")) == sorted(ids(f"sort={key}&up=1")) == sorted(ids("")), key
+    assert ids("sort=name&q=first") == ids("q=first")
+
     assert ids("q=first") == [1]
     assert ids("state=succeeded") == [1]
     assert 1 not in ids("state=queued")
@@ -509,6 +513,20 @@ def test_a_receipt_says_what_it_cost_and_what_was_left() -> None:
     first, second = work.advice(job, [use], 24 * GIB)
     assert "39 % of the time" in first
     assert "--gpu-mem 10G" in second
+
+
+@pytest.mark.parametrize(
+    ("values", "can"),
+    [
+        ({}, ["cancel", "hold"]),
+        ({"held": True}, ["cancel", "release"]),
+        ({"state": words.RUNNING}, ["cancel", "kill"]),
+        ({"state": words.FAILED}, ["rerun"]),
+        ({"state": words.SUCCEEDED, "adopts": [7, 1]}, []),
+    ],
+)
+def test_what_can_be_done_with_a_job(values: dict[str, Any], can: list[str]) -> None:
+    assert work.can(a_job(**values)) == can
 
 
 def test_every_state_of_a_job_and_of_a_gpu_has_a_sign() -> None:

@@ -35,15 +35,15 @@ export function say(words) {
 
 // --- what changes something ----------------------------------------------------------------------------------------
 
-const WISHES = {
-  cancel: (ids) => ["/jobs/cancel", { ids }],
-  kill: (ids) => ["/jobs/cancel", { ids, grace: 0 }],
-  hold: (ids) => ["/jobs/hold", { ids }],
-  release: (ids) => ["/jobs/release", { ids }],
-  up: (ids, extra) => ["/jobs/priority", { ids, priority: Number(extra) + 1 }],
-  down: (ids, extra) => ["/jobs/priority", { ids, priority: Number(extra) - 1 }],
-  rerun: (ids) => [`/jobs/${ids[0]}/rerun`, {}],
-  seen: (ids) => ["/notices/seen", { up_to: ids[0] }],
+const WISHES = { // what is asked for -> the calls of the API that it is
+  cancel: (ids) => [["/jobs/cancel", { ids }]],
+  kill: (ids) => [["/jobs/cancel", { ids, grace: 0 }]],
+  hold: (ids) => [["/jobs/hold", { ids }]],
+  release: (ids) => [["/jobs/release", { ids }]],
+  up: (ids, extra) => [["/jobs/priority", { ids, priority: Number(extra) + 1 }]],
+  down: (ids, extra) => [["/jobs/priority", { ids, priority: Number(extra) - 1 }]],
+  rerun: (ids) => ids.map((id) => [`/jobs/${id}/rerun`, {}]),
+  seen: (ids) => [["/notices/seen", { up_to: ids[0] }]],
 };
 
 function sure(button) {
@@ -60,24 +60,33 @@ function sure(button) {
 
 async function act(button) {
   if (button.dataset.ask && !(await sure(button))) return;
-  const id = /^\d+$/.test(button.dataset.ids) ? Number(button.dataset.ids) : button.dataset.ids;
-  const [path, body] = WISHES[button.dataset.act]([id], button.dataset.extra);
+  const verb = button.dataset.act;
+  const ids = button.dataset.ids.split(" ").map((id) => (/^\d+$/.test(id) ? Number(id) : id));
+  let made = null;
   button.disabled = true;
   try {
-    const reply = await fetch(`/api/v1${path}`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json", "Idempotency-Key": key() },
-      body: JSON.stringify(body),
-    });
-    const said = await reply.json();
-    if (!reply.ok) say(said.hint ? `${said.message} (${said.hint})` : said.message);
-    else if (button.dataset.act === "rerun") location.assign(`/jobs/${said.id}`);
-    else document.body.dispatchEvent(new Event("changed"));
-  } catch {
-    say("The box does not answer.");
+    for (const [path, body] of WISHES[verb](ids, button.dataset.extra)) made = await ask(path, body);
+    if (verb === "rerun" && ids.length === 1) return location.assign(`/jobs/${made.id}`);
+    if (ids.length > 1) say(`Done, for ${ids.length} jobs.`);
+    button.dispatchEvent(new Event("done", { bubbles: true }));
+  } catch (problem) {
+    say(problem.message);
   } finally {
     button.disabled = false;
+    document.body.dispatchEvent(new Event("changed"));
   }
+}
+
+// A call of the API. Throws what a person should read.
+export async function ask(path, body, method = "POST") {
+  const reply = await fetch(`/api/v1${path}`, {
+    method,
+    headers: { "Content-Type": "application/json", "Idempotency-Key": key() },
+    body: body && JSON.stringify(body),
+  }).catch(() => { throw new Error("The box does not answer."); });
+  const said = await reply.json();
+  if (!reply.ok) throw new Error(said.hint ? `${said.message} (${said.hint})` : said.message);
+  return said;
 }
 
 function key() {
@@ -105,13 +114,14 @@ document.getElementById("keys").addEventListener("click", () => document.getElem
 let going = 0;
 document.addEventListener("keydown", (event) => {
   // A dialog that was closed holds the focus until the next frame, and a key may come before that.
-  const writing = !event.target.closest("dialog:not([open])") && event.target.closest("input, select, textarea, dialog");
+  const writing = !event.target.closest("dialog:not([open])") && event.target.closest("input:not([data-can]), select, textarea, dialog");
   if (writing || !box.checked || event.ctrlKey || event.metaKey || event.altKey) return;
   if (going && Date.now() - going < 1500 && PLACES[event.key]) return location.assign(PLACES[event.key]);
   going = event.key === "g" ? Date.now() : 0;
   if (event.key === "?") document.getElementById("help").showModal();
   else if (event.key === "/") focus(event, document.querySelector("#filter, #log-filter"));
   else if (event.key === "p") document.getElementById("pause").click();
+  else if (event.key === "x") document.activeElement.closest("tr")?.querySelector("[data-can]")?.click();
   else if (event.key === "j" || event.key === "k") focus(event, neighbour(event.key === "j" ? 1 : -1));
   else if (/^[1-8]$/.test(event.key)) location.assign(`/gpus/${Number(event.key) - 1}`);
 });
@@ -124,7 +134,8 @@ function focus(event, place) {
 
 function neighbour(step) {
   const links = [...document.querySelectorAll(".rows tbody td.lead > a")];
-  const at = links.indexOf(document.activeElement);
+  const row = document.activeElement.closest("tr");
+  const at = links.findIndex((link) => link.closest("tr") === row);
   return links[at < 0 ? (step > 0 ? 0 : links.length - 1) : Math.min(Math.max(at + step, 0), links.length - 1)];
 }
 
