@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query
@@ -23,6 +23,7 @@ from runner.box.api.house import House, JobId
 from runner.box.auth import WHO, Who
 from runner.box.forecast import start_of
 from runner.box.sessions import shown
+from runner.box.settings import file_path, variable
 from runner.box.store import Group
 from runner.box.submissions import command
 from runner.model import Job, Principal, Use
@@ -262,18 +263,17 @@ class Pages:
 
     async def settings(self, request: Request) -> Response:
         house = self._house
-        chosen = house.daemon.settings
-        told = [each for each in fields(chosen) if each.metadata.get("means")]
         who: Principal = request.scope[WHO]
         values = {
-            "settings": [
-                (each.name, getattr(chosen, each.name), each.metadata["means"], each.default) for each in told
-            ],
+            "settings": house.choices.listed(),
+            "file": file_path(),
+            "variable": variable,
             "history_bytes": await house.call(house.history.archive.bytes),
             "tokens": house.tokens.listed(who, time.time()),
             "fingerprint": house.network.fingerprint if house.network is not None else "",
             "who": who,
-            "state": chosen.state,
+            "may": may(request.scope),
+            "scopes": words.ROLES[: words.ROLES.index(who.role) + 1],
         }
         return render.page("settings.html", {**values, **self._base(request.scope, "settings")})
 

@@ -122,6 +122,7 @@ THEIRS_IS_CLOSED = {
     "POST /jobs/cancel", "POST /jobs/hold", "POST /jobs/release", "POST /jobs/priority", "POST /jobs/1/fetched",
     "POST /box/drain", "POST /box/clean", "POST /box/stop", "POST /box/restart", "POST /gpus/1/drain",
     "POST /gpus/1/forget", "POST /environments/prune",
+    "PUT /settings/1", "DELETE /settings/1",
 }  # fmt: skip
 OPEN_TO_MEMBERS = {
     "POST /jobs", "POST /jobs/1/rerun", "POST /jobs/adopt", "POST /snapshots", "POST /blobs", "POST /bundles",

@@ -448,6 +448,32 @@ def test_many_jobs_are_changed_at_once(chromium: Browser, box: wire.Box) -> None
     visit.context.close()
 
 
+def test_settings_and_tokens_are_changed_on_their_page(chromium: Browser, box: wire.Box) -> None:
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/settings")
+    page.fill("#set-keep_logs_bytes", "2,5")
+    page.press("#set-keep_logs_bytes", "Enter")
+    page.wait_for_selector("#undo-keep_logs_bytes")
+    told = {each["name"]: each["value"] for each in box.get("/settings")["settings"]}
+    assert told["keep_logs_bytes"] == 2.5 * 2**30
+    page.fill("#set-keep_logs_days", "soon")
+    page.press("#set-keep_logs_days", "Enter")
+    page.wait_for_selector("text=soon is no number")
+    page.click("#undo-keep_logs_bytes")
+    page.wait_for_selector("#undo-keep_logs_bytes", state="detached")
+    page.fill("#token-new [name=label]", "phone")
+    page.click("#token-new .primary")
+    page.wait_for_selector("#token-shown:not([hidden])")
+    assert (page.text_content("#token-shown code") or "").startswith("gpubox_")
+    page.wait_for_selector("#tokens-rows")
+    page.click("#tokens-rows .danger")
+    assert "(phone)" in (page.text_content("#ask-text") or "")
+    page.click("#ask-yes")
+    page.wait_for_selector("#tokens-rows", state="detached")
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
 # --- that nothing of a job's is more than text -----------------------------------------------------------------------
 
 

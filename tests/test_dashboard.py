@@ -268,6 +268,38 @@ def test_what_the_api_sends_to_a_browser_runs_nothing(signed_in: Browser) -> Non
     assert reply.headers["x-content-type-options"] == "nosniff"
 
 
+# --- settings ---
+
+
+def changed(browser: Browser, method: str, path: str, body: object = None) -> Answer:
+    headers = {"Content_Type": "application/json", "Origin": f"http://127.0.0.1:{browser.port}"}
+    return browser.ask(method, f"/api/v1{path}", None if body is None else json.dumps(body), **headers)
+
+
+def test_a_setting_changes_at_once_and_is_said_to_be_set_here(signed_in: Browser) -> None:
+    assert changed(signed_in, "PUT", "/settings/currency", {"value": "CHF"}).status == 200
+    assert changed(signed_in, "PUT", "/settings/tariff", {"value": "0.25"}).status == 200
+    body = signed_in.get("/settings").body
+    assert 'value="CHF"' in body
+    assert body.count("set here; usually") == 2
+    assert signed_in.box.get("/settings")["settings"][0]["name"] == "name"
+    for name, value in (("currency", ""), ("cpus", 3), ("tariff", "x"), ("none", 1)):
+        assert changed(signed_in, "PUT", f"/settings/{name}", {"value": value}).status == 422, name
+    for name in ("currency", "tariff"):
+        assert changed(signed_in, "DELETE", f"/settings/{name}").status == 200
+    assert "set here; usually" not in signed_in.get("/settings").body
+
+
+def test_a_token_is_listed_and_revoked(signed_in: Browser) -> None:
+    made = json.loads(changed(signed_in, "POST", "/tokens", {"label": HOSTILE, "scope": "read"}).body)
+    body = signed_in.get("/settings").body
+    assert made["made"]["id"] in body
+    assert made["token"] not in body
+    assert "<img src=x" not in body
+    assert changed(signed_in, "DELETE", f"/tokens/{made['made']['id']}").status == 200
+    assert made["made"]["id"] not in signed_in.get("/settings").body
+
+
 # --- what a job was given and left ---
 
 LEAVES = """

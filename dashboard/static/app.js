@@ -44,6 +44,8 @@ const WISHES = { // what is asked for -> the calls of the API that it is
   down: (ids, extra) => [["/jobs/priority", { ids, priority: Number(extra) - 1 }]],
   rerun: (ids) => ids.map((id) => [`/jobs/${id}/rerun`, {}]),
   seen: (ids) => [["/notices/seen", { up_to: ids[0] }]],
+  undo: (ids) => [[`/settings/${ids[0]}`, null, "DELETE"]],
+  revoke: (ids) => [[`/tokens/${ids[0]}`, null, "DELETE"]],
 };
 
 function sure(button) {
@@ -65,7 +67,7 @@ async function act(button) {
   let made = null;
   button.disabled = true;
   try {
-    for (const [path, body] of WISHES[verb](ids, button.dataset.extra)) made = await ask(path, body);
+    for (const call of WISHES[verb](ids, button.dataset.extra)) made = await ask(...call);
     if (verb === "rerun" && ids.length === 1) return location.assign(`/jobs/${made.id}`);
     if (ids.length > 1) say(`Done, for ${ids.length} jobs.`);
     button.dispatchEvent(new Event("done", { bubbles: true }));
@@ -82,7 +84,7 @@ export async function ask(path, body, method = "POST") {
   const reply = await fetch(`/api/v1${path}`, {
     method,
     headers: { "Content-Type": "application/json", "Idempotency-Key": key() },
-    body: body && JSON.stringify(body),
+    body: body ? JSON.stringify(body) : undefined,
   }).catch(() => { throw new Error("The box does not answer."); });
   const said = await reply.json();
   if (!reply.ok) throw new Error(said.hint ? `${said.message} (${said.hint})` : said.message);

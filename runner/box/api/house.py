@@ -16,6 +16,7 @@ from fastapi import Depends, Header, Path, Request, Response
 from runner import errors
 from runner.box.api.uploads import Upload
 from runner.box.auth import Gate
+from runner.box.choices import Choices
 from runner.box.code import Blobs
 from runner.box.custody import Custody
 from runner.box.daemon import Daemon
@@ -76,6 +77,7 @@ class House:
     gate: Gate
     tokens: Tokens
     secrets: Secrets
+    choices: Choices
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
     doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so

@@ -25,6 +25,8 @@ class Observer:
         if 0 <= now - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = now
+        settings = self._daemon.settings  # which may have changed
+        self._judge.wait(settings.idle_notice_minutes * 60, settings.stalled_notice_minutes * 60)
         self._daemon.gpus.notify(self._judge.look(self._scene(now)))
 
     def _scene(self, now: float) -> Scene:
