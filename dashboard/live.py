@@ -14,6 +14,9 @@ from dashboard.cards import card
 from runner.box.api.house import House, dumps
 
 ALIVE_SECONDS = 15.0
+TROUBLE_SECONDS = 5.0  # that a look at the notices is good for
+NOTICES = 100
+BADGES = {"critical": "-red", "warning": "-amber"}
 PAUSE_SECONDS = 0.2  # between two words that something changed: a sweep of a thousand jobs is one
 
 
@@ -21,11 +24,21 @@ class Live:
     def __init__(self, house: House) -> None:
         self._house = house
         self._made: tuple[int, bytes] = (-1, b"")
+        self._worst: tuple[float, str] = (-TROUBLE_SECONDS, "")
 
     def frame(self) -> bytes:
         if self._made[0] != self._house.frame:
-            self._made = (self._house.frame, b"event: frame\ndata: %b\n\n" % dumps(cards(self._house)))
+            told = dumps({**cards(self._house), "badge": self.badge()})
+            self._made = (self._house.frame, b"event: frame\ndata: %b\n\n" % told)
         return self._made[1]
+
+    def badge(self) -> str:
+        """What the icon of a tab says: trouble that nobody has seen yet, else that something runs."""
+        now = time.monotonic()
+        if now - self._worst[0] >= TROUBLE_SECONDS:
+            unseen = {each.severity for each in self._house.daemon.store.notices(None, NOTICES, True)}
+            self._worst = (now, next((word for kind, word in BADGES.items() if kind in unseen), ""))
+        return self._worst[1] or ("-run" if self._house.daemon.book.active else "")
 
     async def events(self) -> AsyncIterator[bytes]:
         house, drawn, seen, told_at = self._house, -1, self._house.daemon.events.last, 0.0

@@ -251,7 +251,10 @@ class Pages:
         daemon = self._house.daemon
         queued = self._house.wishes.fresh(daemon.book.queued[:FINISHED_STEP])
         starts = self._foreseen(queued[:FORESEEN], time.time())
-        rows = [{**row, "starts_at": starts.get(row["id"]), "count": 0} for row in self._rows(queued)]
+        rows = [
+            {**row, "starts_at": starts.get(row["id"]), "count": 0, "moves": work.moves(queued, at)}
+            for at, row in enumerate(self._rows(queued))
+        ]
         more = max(0, len(daemon.book.queued) - len(rows))
         return render.page("queue.html", {**values, "rows": rows, "more": more, **self._base(request.scope, "queue")})
 
@@ -290,6 +293,7 @@ class Pages:
             "here": here,
             "user": scope[WHO].user if WHO in scope else "",
             "gpu_indices": sorted(indices),
+            "told": self._live.badge() if WHO in scope else "",
             "now": time.time(),
         }
 

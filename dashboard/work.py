@@ -7,7 +7,7 @@ from typing import Any
 
 from dashboard import figures
 from runner import words
-from runner.model import Job, Use
+from runner.model import PRIORITY_MAX, PRIORITY_MIN, Job, Use
 
 # State -> (its sign, its tone): never colour alone.
 SIGNS = {
@@ -91,6 +91,26 @@ def can(job: Job) -> list[str]:
     if job.state == words.QUEUED:
         return ["cancel", "release" if job.held else "hold"]
     return ["cancel", "kill"]
+
+
+def moves(queue: Sequence[Job], at: int) -> dict[str, int | None]:
+    """The priority that brings a job of the queue to its top, before the one above or after the one below it; None
+    where there is none. Among equals the older one is first."""
+    job = queue[at]
+
+    def before(other: Job) -> int | None:
+        wanted = other.priority + (job.id > other.id)
+        return wanted if wanted <= PRIORITY_MAX else None
+
+    def after(other: Job) -> int | None:
+        wanted = other.priority - (job.id < other.id)
+        return wanted if wanted >= PRIORITY_MIN else None
+
+    return {
+        "top": before(queue[0]) if at else None,
+        "up": before(queue[at - 1]) if at else None,
+        "down": after(queue[at + 1]) if at + 1 < len(queue) else None,
+    }
 
 
 def wants(job: Job) -> str:

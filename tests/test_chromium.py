@@ -260,11 +260,14 @@ def test_who_pauses_sees_it_stand_still(chromium: Browser, demo: Demo) -> None:
 def test_keys_lead_where_they_say(chromium: Browser, demo: Demo) -> None:
     visit = visit_of(chromium, demo.address())
     page = visit.page
+    icons = set()
     for keys, path in (("gj", "/jobs"), ("gq", "/queue"), ("ge", "/events"), ("2", "/gpus/1"), ("go", "/")):
         for key in keys:
             page.keyboard.press(key)
         page.wait_for_url(visit.root + path)
         page.wait_for_load_state("load")
+        icons.add(page.get_attribute("link[rel=icon]", "href"))
+    assert icons <= {f"/static/icon{kind}.svg" for kind in ("-run", "-amber", "-red")}, "jobs run in the demo"
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()
     page.keyboard.press("Escape")
@@ -360,16 +363,52 @@ def test_jobs_are_found_while_one_types(chromium: Browser, box: wire.Box) -> Non
 
 
 def test_the_queue_is_put_in_another_order(chromium: Browser, box: wire.Box) -> None:
-    first = box.submit(["true"], name="one", held=True)
+    jobs = [box.submit(["true"], name=f"turn-{number}", held=True) for number in range(3)]
     visit = visit_of(chromium, address_of(box))
     page = visit.go("/queue")
-    page.click(f"#up-{first}0")
-    page.wait_for_selector(f"#up-{first}1")
-    assert box.get(f"/jobs/{first}")["job"]["priority"] == 1
-    page.click(f"#cancel-{first}")
-    page.click("#ask-yes")
-    visit.until(f"!document.querySelector('#cancel-{first}')")
-    assert box.state_of(first) == words.CANCELLED
+
+    def stands(*order: int) -> None:
+        wanted = ",".join(f"at-{job}" for job in order)
+        shown = "[...document.querySelectorAll('#queue-rows td.lead > a')].map((a) => a.id).join()"
+        visit.until(f"{shown} === '{wanted}'")
+
+    first, second, third = jobs
+    stands(*jobs)
+    page.click(f"#up-{third}")
+    stands(third, first, second)
+    page.focus(f"#at-{second}")
+    page.keyboard.press("t")
+    stands(second, third, first)
+    assert page.evaluate("document.activeElement.id") == f"at-{second}"
+    page.keyboard.press("d")
+    stands(third, first, second)
+    page.keyboard.press("h")
+    assert box.ended(second)["state"] == words.SUCCEEDED, "it was released"
+    for job in (first, third):
+        page.click(f"#cancel-{job}")
+        page.click("#ask-yes")
+        visit.until(f"!document.querySelector('#cancel-{job}')")
+        assert box.state_of(job) == words.CANCELLED
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_light_and_dark_are_chosen(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address())
+    page = visit.page
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    for theme in ("light", "dark"):
+        with page.expect_navigation():
+            page.click("#theme")
+        page.wait_for_selector(f"html[data-theme={theme}]")
+    assert page.evaluate(ground) != light
+    assert visit.trouble() == []
+    visit.go("/jobs")
+    assert page.evaluate(ground) != light
+    with page.expect_navigation():
+        page.click("#theme")
+    page.wait_for_selector("html:not([data-theme])")
     assert visit.quiet(), visit.said
     visit.context.close()
 

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -545,6 +546,22 @@ def test_a_receipt_says_what_it_cost_and_what_was_left() -> None:
     first, second = work.advice(job, [use], 24 * GIB)
     assert "39 % of the time" in first
     assert "--gpu-mem 10G" in second
+
+
+def test_moving_in_the_queue_is_a_priority() -> None:
+    queue = [a_job(9, priority=2), a_job(3), a_job(5), a_job(7)]
+    order = lambda jobs: [job.id for job in sorted(jobs, key=lambda job: (-job.priority, job.id))]  # noqa: E731
+    assert work.moves(queue, 0) == {"top": None, "up": None, "down": 0}, "behind its equals, too"
+    assert work.moves(queue, 1) == {"top": 2, "up": 2, "down": -1}
+    assert work.moves(queue, 2) == {"top": 2, "up": 1, "down": -1}
+    assert work.moves(queue, 3)["down"] is None
+    for at in range(1, 4):
+        moved = [replace(job, priority=work.moves(queue, at)["up"]) if n == at else job for n, job in enumerate(queue)]
+        assert order(moved).index(queue[at].id) < at
+        top = [replace(job, priority=work.moves(queue, at)["top"]) if n == at else job for n, job in enumerate(queue)]
+        assert order(top)[0] == queue[at].id
+    full = [a_job(1, priority=1000), a_job(2)]
+    assert work.moves(full, 1) == {"top": None, "up": None, "down": None}
 
 
 @pytest.mark.parametrize(

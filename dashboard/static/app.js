@@ -40,13 +40,18 @@ const WISHES = { // what is asked for -> the calls of the API that it is
   kill: (ids) => [["/jobs/cancel", { ids, grace: 0 }]],
   hold: (ids) => [["/jobs/hold", { ids }]],
   release: (ids) => [["/jobs/release", { ids }]],
-  up: (ids, extra) => [["/jobs/priority", { ids, priority: Number(extra) + 1 }]],
-  down: (ids, extra) => [["/jobs/priority", { ids, priority: Number(extra) - 1 }]],
+  top: moved,
+  up: moved,
+  down: moved,
   rerun: (ids) => ids.map((id) => [`/jobs/${id}/rerun`, {}]),
   seen: (ids) => [["/notices/seen", { up_to: ids[0] }]],
   undo: (ids) => [[`/settings/${ids[0]}`, null, "DELETE"]],
   revoke: (ids) => [[`/tokens/${ids[0]}`, null, "DELETE"]],
 };
+
+function moved(ids, extra) {
+  return [["/jobs/priority", { ids, priority: Number(extra) }]];
+}
 
 function sure(button) {
   const dialog = document.getElementById("ask");
@@ -113,6 +118,8 @@ box.checked = localStorage.getItem("keys") !== "off";
 box.addEventListener("change", () => localStorage.setItem("keys", box.checked ? "on" : "off"));
 document.getElementById("keys").addEventListener("click", () => document.getElementById("help").showModal());
 
+const QUEUE = { t: "[data-act=top]", u: "[data-act=up]", d: "[data-act=down]", h: "[data-act=hold], [data-act=release]" };
+
 let going = 0;
 document.addEventListener("keydown", (event) => {
   // A dialog that was closed holds the focus until the next frame, and a key may come before that.
@@ -123,7 +130,10 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "?") document.getElementById("help").showModal();
   else if (event.key === "/") focus(event, document.querySelector("#filter, #log-filter"));
   else if (event.key === "p") document.getElementById("pause").click();
-  else if (event.key === "x") document.activeElement.closest("tr")?.querySelector("[data-can]")?.click();
+  else if (event.key === "x") pressed("[data-can]");
+  else if (event.key === "l") focus(event, document.getElementById("log"));
+  else if (event.key === "[" || event.key === "]") range(event.key === "]" ? 1 : -1);
+  else if (QUEUE[event.key]) pressed(QUEUE[event.key]);
   else if (event.key === "j" || event.key === "k") focus(event, neighbour(event.key === "j" ? 1 : -1));
   else if (/^[1-8]$/.test(event.key)) location.assign(`/gpus/${Number(event.key) - 1}`);
 });
@@ -134,12 +144,35 @@ function focus(event, place) {
   place.focus();
 }
 
+function pressed(what) {
+  document.activeElement.closest("tr")?.querySelector(what)?.click();
+}
+
+function range(step) {
+  const all = [...document.querySelectorAll("[data-range]")];
+  all[all.findIndex((each) => each.getAttribute("aria-pressed") === "true") + step]?.click();
+}
+
 function neighbour(step) {
   const links = [...document.querySelectorAll(".rows tbody td.lead > a")];
   const row = document.activeElement.closest("tr");
   const at = links.findIndex((link) => link.closest("tr") === row);
   return links[at < 0 ? (step > 0 ? 0 : links.length - 1) : Math.min(Math.max(at + step, 0), links.length - 1)];
 }
+
+// --- light and dark ---------------------------------------------------------------------------------------------------
+
+const THEMES = { "": ["◐", "as the computer"], light: ["○", "light"], dark: ["●", "dark"] };
+const theme = localStorage.getItem("theme") || "";
+const turn = document.getElementById("theme");
+turn.textContent = THEMES[theme][0];
+turn.title = `Colours: ${THEMES[theme][1]}. Press for the next`;
+turn.setAttribute("aria-label", turn.title);
+turn.hidden = false;
+turn.addEventListener("click", () => {
+  localStorage.setItem("theme", { "": "light", light: "dark", dark: "" }[theme]);
+  location.reload(); // charts are drawn in the colours of when they were made
+});
 
 // --- parts that are fetched anew -----------------------------------------------------------------------------------
 

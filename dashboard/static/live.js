@@ -15,6 +15,8 @@ function draw(frame) {
     silence.querySelector("[data-part=silent]").textContent = frame.silent || "";
     silence.querySelector("[data-part=hint]").textContent = frame.hint || "";
   }
+  const icon = document.querySelector("link[rel=icon]");
+  if (icon.getAttribute("href") !== `/static/icon${frame.badge}.svg`) icon.href = `/static/icon${frame.badge}.svg`;
   let watts = 0;
   let strange = 0;
   for (const gpu of frame.gpus) {
