@@ -19,7 +19,7 @@ from dashboard.live import Live, cards
 from dashboard.totals import Sums
 from runner import errors, words
 from runner.box import listing
-from runner.box.api.house import House, JobId
+from runner.box.api.house import House, JobId, Network
 from runner.box.auth import WHO, Who
 from runner.box.forecast import start_of
 from runner.box.sessions import shown
@@ -91,11 +91,14 @@ class Pages:
         self._house.gate.sessions.leave(shown(request.scope["headers"]))
         return RedirectResponse(signin.PATH, 303, render.HEADERS)
 
+    def network(self) -> Network | None:
+        return self._house.network
+
     # --- overview ---
 
     async def overview(self, request: Request) -> Response:
         await self._house.gpus_known()
-        values = {"live": cards(self._house), **await self._work(request.scope)}
+        values = {"live": cards(self._house, guest(request.scope)), **await self._work(request.scope)}
         return render.page("overview.html", {**values, **self._base(request.scope, "overview")})
 
     async def part_work(self, request: Request) -> Response:
@@ -104,10 +107,10 @@ class Pages:
     async def _work(self, scope: Scope) -> dict[str, Any]:
         daemon, now = self._house.daemon, time.time()
         jobs, groups = listing.overview(daemon, FINISHED, (), now)
-        rows = self._rows(jobs)
+        rows = self._rows(jobs, guest(scope))
         waiting = {job.id for job in jobs if job.state == words.QUEUED}
         starts = self._foreseen([job for job in daemon.book.queued if job.id in waiting][:FORESEEN], now)
-        queue = self._waiting(rows, groups, starts)
+        queue = self._waiting(rows, groups, starts, guest(scope))
         unseen = [each for each in daemon.store.notices(None, NOTICES, True) if each.severity in TROUBLE]
         gpus = daemon.gpus.view(now)
         return {
@@ -130,12 +133,13 @@ class Pages:
             "gpu_count": len([gpu for gpu in gpus if gpu.state != words.GONE]),
             "labels": {gpu.uuid: f"GPU {gpu.index}" for gpu in gpus if gpu.index is not None},
             "may": may(scope),
+            "shared": guest(scope),
             "box": daemon.settings.name,
             "now": now,
         }
 
     def _waiting(
-        self, rows: Sequence[dict[str, Any]], groups: Sequence[Group], starts: Mapping[int, float]
+        self, rows: Sequence[dict[str, Any]], groups: Sequence[Group], starts: Mapping[int, float], veiled: bool
     ) -> list[dict[str, Any]]:
         """The queue in its order, a group as one, in the place of its first job."""
         own = {row["id"]: row for row in rows if row["state"]["text"] == words.QUEUED}
@@ -145,13 +149,16 @@ class Pages:
             if job.id in own:
                 found.append({**own[job.id], "starts_at": starts.get(job.id), "count": 0})
             elif job.group is not None and (group := left.pop(job.group, None)) is not None:
-                (row,) = self._rows([job])
-                count = group.counts[words.QUEUED]
-                whole = {"id": group.group, "count": count, "reasons": work.reasons(group.why), "why": group.why}
+                (row,) = self._rows([job], veiled)
+                short, more = work.reasons(group.why)
+                told = (
+                    {"reasons": (short, ""), "why": short} if veiled else {"reasons": (short, more), "why": group.why}
+                )
+                whole = {"id": group.group, "count": group.counts[words.QUEUED], **told}
                 found.append({**row, **whole, "starts_at": None})
         return found
 
-    def _rows(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    def _rows(self, jobs: Sequence[Job], veiled: bool = False) -> list[dict[str, Any]]:
         rack = self._house.daemon.gpus
         uses: dict[int, list[Use]] = {}
         for use, _ in self._house.daemon.store.uses([job.id for job in jobs if job.attempt]):
@@ -160,7 +167,8 @@ class Pages:
             if job.state in words.ACTIVE:
                 uses[job.id] = rack.uses(job.id)
         indices = {gpu.uuid: gpu.index for gpu in rack.view(time.time()) if gpu.index is not None}
-        return [work.row(job, uses.get(job.id, []), indices) for job in jobs]
+        rows = [work.row(job, uses.get(job.id, []), indices) for job in jobs]
+        return [work.veiled(row, job) for row, job in zip(rows, jobs, strict=True)] if veiled else rows
 
     def _foreseen(self, jobs: Sequence[Job], now: float) -> dict[int, float]:
         """When they are likely to start, as far as somebody knows."""
@@ -240,7 +248,7 @@ class Pages:
         house = self._house
         await house.gpus_known()
         uuid = house.daemon.gpus.named(name)
-        live = cards(house)
+        live = cards(house, guest(request.scope))
         gpu = next(each for each in house.daemon.gpus.view(time.time()) if each.uuid == uuid)
         live["gpus"] = [card for card in live["gpus"] if card["uuid"] == uuid]
         values = {"gpu": gpu, "sample": gpu.sample, "live": live, "may": may(request.scope)}
@@ -253,7 +261,7 @@ class Pages:
         starts = self._foreseen(queued[:FORESEEN], time.time())
         rows = [
             {**row, "starts_at": starts.get(row["id"]), "count": 0, "moves": work.moves(queued, at)}
-            for at, row in enumerate(self._rows(queued))
+            for at, row in enumerate(self._rows(queued, guest(request.scope)))
         ]
         more = max(0, len(daemon.book.queued) - len(rows))
         return render.page("queue.html", {**values, "rows": rows, "more": more, **self._base(request.scope, "queue")})
@@ -272,6 +280,7 @@ class Pages:
             "file": file_path(),
             "variable": variable,
             "history_bytes": await house.call(house.history.archive.bytes),
+            "shares": house.gate.sessions.shares(who, time.time()),
             "tokens": house.tokens.listed(who, time.time()),
             "fingerprint": house.network.fingerprint if house.network is not None else "",
             "who": who,
@@ -281,8 +290,9 @@ class Pages:
         return render.page("settings.html", {**values, **self._base(request.scope, "settings")})
 
     async def live(self, who: Who) -> Response:
+        """The tab's one stream."""
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._live.events(), headers=headers, media_type="text/event-stream")
+        return StreamingResponse(self._live.events(bool(who.share)), headers=headers, media_type="text/event-stream")
 
     def _base(self, scope: Scope, here: str) -> dict[str, Any]:
         daemon = self._house.daemon
@@ -294,6 +304,7 @@ class Pages:
             "user": scope[WHO].user if WHO in scope else "",
             "gpu_indices": sorted(indices),
             "told": self._live.badge() if WHO in scope else "",
+            "shared": guest(scope),
             "now": time.time(),
         }
 
@@ -301,6 +312,11 @@ class Pages:
 def may(scope: Scope) -> bool:
     """Whether whoever looks may also change something; what exactly, the box says when it is asked."""
     return bool(scope[WHO].role != "read")
+
+
+def guest(scope: Scope) -> bool:
+    """Whether somebody came by a link, who sees no log, file or argument; or was not let in at all."""
+    return WHO not in scope or bool(scope[WHO].share)
 
 
 def _matches(job: Job, state: str, user: str, text: str) -> bool:

@@ -84,6 +84,17 @@ def row(job: Job, uses: Sequence[Use], indices: Mapping[str, int]) -> dict[str, 
     }
 
 
+def open_name(job: Job) -> str:
+    """A job's name for who came by a link: that of an adopted process is its command."""
+    return "an adopted process" if job.adopts else job.name
+
+
+def veiled(row: dict[str, Any], job: Job) -> dict[str, Any]:
+    """The row for who came by a link: why it waits in short, since the rest may name what others run."""
+    short = row["reasons"][0]
+    return {**row, "name": open_name(job), "why": short, "reasons": (short, "")}
+
+
 def can(job: Job) -> list[str]:
     """What somebody may want to do with it now, as the page's buttons call it."""
     if job.finished:

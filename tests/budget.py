@@ -13,8 +13,8 @@ CI_SECONDS = 3600.0
 MARKED = {
     "crash": (445.0, "takes minutes"),
     "root": (200.0, "needs root"),
-    "box": (2060.0, "needs root and a test bed"),
-    "browser": (75.0, "needs a browser"),
+    "box": (2030.0, "needs root and a test bed"),
+    "browser": (100.0, "needs a browser"),
     "coverage": (80.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
     "long": (220.0, "takes many seconds a test"),
@@ -42,6 +42,7 @@ FILES = {
     "history": 5.0,
     "https": 12.0,
     "main_job": 45.0,
+    "phone": 4.0,
     "plan": 10.0,
     "playbooks": 4.0,
     "power": 4.0,

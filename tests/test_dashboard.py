@@ -269,6 +269,84 @@ def test_what_the_api_sends_to_a_browser_runs_nothing(signed_in: Browser) -> Non
     assert reply.headers["x-content-type-options"] == "nosniff"
 
 
+# --- by a link for others ---
+
+SECRETS = ("tell-argument", "tell_variable", "tell-value", "tell-log", "tell-file", "tell-output", "tell-parameter")
+
+
+@pytest.fixture
+def guest(box: wire.Box) -> Browser:
+    browser = Browser(box)
+    made = box.post("/dashboard", {"share": True, "label": "anna", "seconds": 3600})
+    assert made["share"]["label"] == "anna"
+    assert browser.sign_in(made["code"]).status == 204
+    return browser
+
+
+def open_routes(box: wire.Box) -> list[str]:
+    """GET routes of the pages and of the API, as the application that answers has them."""
+    pages = [*PAGES, "/jobs/1", "/part/jobs/1", "/part/jobs/1/outputs", "/jobs/1/outputs/x", "/jobs/1/picture/x",
+             "/jobs/1/files", "/jobs/1/files/x", "/jobs/1/diff", "/live"]  # fmt: skip
+    paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
+    return [*pages, *(re.sub(r"{\w+}", "1", path) for path, ways in paths.items() if "get" in ways)]
+
+
+def test_a_link_opens_hardly_any_route(guest: Browser) -> None:
+    shown = set()
+    for path in open_routes(guest.box):
+        if path == "/live":
+            continue
+        status = guest.get(path).status
+        assert status in (200, 403), (path, status)
+        shown |= {path} if status == 200 else set()
+    assert shown == {"/", "/part/work", "/queue", "/api/v1/history"}
+    paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
+    for path, ways in paths.items():
+        for method in ways.keys() - {"get"}:
+            assert changed(guest, method.upper(), re.sub(r"{\w+}", "1", path).removeprefix("/api/v1"), {}).status == 403
+
+
+def test_what_a_link_shows_names_no_argument_variable_log_or_file(guest: Browser) -> None:
+    box = guest.box
+    said = "import os, pathlib; print('tell-log'); pathlib.Path(os.environ['RUNNER_OUT'], 'tell-output').touch()"
+    command = [sys.executable, "-c", said, "tell-argument"]
+    ran = box.submit(command, name="open-name", env={"tell_variable": "tell-value"})
+    fails = box.submit(["tell-file", "tell-argument"], name="open-name")
+    for number in (ran, fails):
+        box.ended(number)
+    held = box.submit(command, name="open-name", held=True, sweep={"p": ["tell-parameter", "b"]})
+    command = [sys.executable, "-c", "import time; time.sleep(600)", "tell-argument"]
+    long = box.submit(command, name="open-name", env={"tell_variable": "1"})
+    tools.wait_until(lambda: box.state_of(long) == words.RUNNING, 20, box.story)
+    stream = http.client.HTTPConnection("127.0.0.1", guest.port, timeout=20)
+    stream.request("GET", "/live", headers={"Cookie": guest.cookie, "Host": f"127.0.0.1:{guest.port}"})
+    told = stream.getresponse().read1(20_000).decode()
+    stream.close()
+    bodies = {path: guest.get(path).body for path in ("/", "/part/work", "/queue", "/api/v1/history", "/nothing")}
+    for path, body in {**bodies, "/live": told}.items():
+        assert [secret for secret in SECRETS if secret in body] == [], path
+        assert 'href="/jobs' not in body, path
+        assert "data-act" not in body, path
+    assert "open-name" in bodies["/"]
+    for job in (held, held + 1, long):
+        box.post("/jobs/cancel", {"ids": [job], "grace": 0})
+
+
+def test_a_link_is_listed_and_ends_when_it_is_revoked(guest: Browser, signed_in: Browser) -> None:
+    (share,) = [each for each in guest.box.get("/shares")["shares"] if each["opened_at"]][-1:]
+    assert share["id"] in signed_in.get("/settings").body
+    assert guest.get("/").status == 200
+    assert changed(signed_in, "DELETE", f"/shares/{share['id']}").status == 200
+    assert guest.get("/").status == 303
+    assert changed(signed_in, "DELETE", f"/shares/{share['id']}").status == 404
+
+
+def test_who_came_by_a_link_may_leave(guest: Browser) -> None:
+    reply = guest.ask("POST", "/sign-out", Origin=f"http://127.0.0.1:{guest.port}")
+    assert reply.status == 303
+    assert guest.get("/").status == 303
+
+
 # --- settings ---
 
 

@@ -46,6 +46,7 @@ const WISHES = { // what is asked for -> the calls of the API that it is
   rerun: (ids) => ids.map((id) => [`/jobs/${id}/rerun`, {}]),
   seen: (ids) => [["/notices/seen", { up_to: ids[0] }]],
   undo: (ids) => [[`/settings/${ids[0]}`, null, "DELETE"]],
+  unshare: (ids) => [[`/shares/${ids[0]}`, null, "DELETE"]],
   revoke: (ids) => [[`/tokens/${ids[0]}`, null, "DELETE"]],
 };
 

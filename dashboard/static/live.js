@@ -60,7 +60,7 @@ function drawWho(place, gpu) {
   if (place.dataset.told === told) return;
   place.dataset.told = told;
   const lines = gpu.jobs.map((job) => {
-    const link = element("a", { href: `/jobs/${job.id}` }, element("span", { class: "number" }, `#${job.id}`), " ", text(job.name));
+    const link = element(job.path ? "a" : "span", job.path ? { href: job.path } : {}, element("span", { class: "number" }, `#${job.id}`), " ", text(job.name));
     const rest = element("span", { class: "dim" }, text(job.user));
     if (job.since) rest.append(" · ", element("time", { "data-since": job.since }, span(now() - job.since)));
     return element("p", {}, link, " ", rest);
