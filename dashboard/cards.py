@@ -128,7 +128,7 @@ def veiled(card: dict[str, Any], jobs: Mapping[int, Job]) -> dict[str, Any]:
     """For who came by a link: without the commands of processes, and without ways to what they may not see."""
     others = "a process that is not the queue's" if card["others"] else ""
     shown = [{**each, "name": work.open_name(jobs[each["id"]]), "path": ""} for each in card["jobs"]]
-    return {**card, "others": others, "why": "", "jobs": shown}
+    return {**card, "others": others, "why": "it is not free" if card["why"] else "", "jobs": shown}
 
 
 def _others(gpu: Gpu) -> str:

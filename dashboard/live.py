@@ -71,11 +71,12 @@ class Live:
 def cards(house: House, veiled: bool = False) -> dict[str, Any]:
     """All GPUs as they are drawn, and why nothing is known of them. veiled: for who came by a link."""
     now, rack = time.time(), house.daemon.gpus
+    silent = rack.silence(now)
     active, seen = house.daemon.book.active, rack.view(now)
     return {
         "at": now,
         "read_at": max((gpu.sample.at for gpu in seen if gpu.sample is not None), default=None),
-        "silent": rack.silence(now),
+        "silent": "the GPUs are not read just now" if silent and veiled else silent,
         "hint": "" if veiled else rack.hint(),
         "gpus": [veil(card(gpu, active), active) if veiled else card(gpu, active) for gpu in seen],
     }

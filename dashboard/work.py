@@ -89,9 +89,18 @@ def open_name(job: Job) -> str:
     return "an adopted process" if job.adopts else job.name
 
 
+def open_reason(job: Job) -> str:
+    """Why it waits, for who came by a link. The full reason may name the command of a process that is in the way."""
+    if job.state != words.QUEUED:
+        return ""
+    if job.held:
+        return "held"
+    return f"waits for job {job.after[0].job}" if job.after else f"waits for {wants(job)}"
+
+
 def veiled(row: dict[str, Any], job: Job) -> dict[str, Any]:
-    """The row for who came by a link: why it waits in short, since the rest may name what others run."""
-    short = row["reasons"][0]
+    """The row for who came by a link."""
+    short = open_reason(job)
     return {**row, "name": open_name(job), "why": short, "reasons": (short, "")}
 
 

@@ -369,7 +369,8 @@ def test_the_queue_is_put_in_another_order(chromium: Browser, box: wire.Box) -> 
 
     def stands(*order: int) -> None:
         wanted = ",".join(f"at-{job}" for job in order)
-        shown = "[...document.querySelectorAll('#queue-rows td.lead > a')].map((a) => a.id).join()"
+        ours = "[...document.querySelectorAll('#queue-rows td.lead > a')].filter((a) => /turn/.test(a.textContent))"
+        shown = f"{ours}.map((a) => a.id).join()"
         visit.until(f"{shown} === '{wanted}'")
 
     first, second, third = jobs
@@ -631,4 +632,21 @@ def test_a_code_that_was_used_is_told(chromium: Browser, box: wire.Box) -> None:
     other.context.close()
     visit.page.click("footer button")
     visit.page.wait_for_url("**/sign-in")
+    visit.context.close()
+
+
+def test_who_came_by_a_link_sees_pages_without_doors(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.run("dashboard", "--share", "--for", "1h").splitlines()[0], 390, "dark")
+    page = visit.page
+    for path in ("/", "/queue", "/gpus/1"):
+        visit.go(path)
+        visit.until("document.querySelector('.live.fresh') !== null")
+        assert page.locator("main a[href^='/jobs'], [data-act], .acts").count() == 0, path
+        assert "jupyter" not in page.content(), "what somebody runs beside the queue"
+        assert visit.trouble() == [], path
+        page.screenshot(path=SHOTS / f"shared-{path.strip('/').replace('/', '-') or 'overview'}-390-dark.png")
+    page.wait_for_selector(".chart canvas")
+    assert visit.quiet(), visit.said
+    visit.go("/jobs/78")
+    assert "does not show that" in (page.text_content("main") or "")
     visit.context.close()

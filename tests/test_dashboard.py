@@ -23,7 +23,7 @@ from test_previews import a_png
 
 from dashboard import assets, cards, figures, work
 from runner import words
-from runner.model import Gpu, Process, Sample, Use
+from runner.model import After, Gpu, Process, Sample, Use
 
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD = ROOT / "dashboard"
@@ -330,6 +330,24 @@ def test_what_a_link_shows_names_no_argument_variable_log_or_file(guest: Browser
     assert "open-name" in bodies["/"]
     for job in (held, held + 1, long):
         box.post("/jobs/cancel", {"ids": [job], "grace": 0})
+
+
+def test_what_is_in_the_way_of_a_job_is_not_named_to_who_came_by_a_link() -> None:
+    """It can be anybody's process, with its arguments."""
+    why = "GPU 3 held by dan, python -m jupyter --token=x"
+    for values in ({}, {"gpus": 2}, {"held": True}, {"after": [After(3)]}, {"adopts": [7, 1]}):
+        job = a_job(why=why, **values)
+        row = work.veiled(work.row(job, [], {}), job)
+        assert "jupyter" not in repr(row)
+    adopted = a_job(state=words.RUNNING, adopts=[7, 1])
+    adopted.name = "python train.py --secret"
+    assert "--secret" not in repr(work.veiled(work.row(adopted, [], {}), adopted))
+    gpu = a_gpu()
+    gpu.state, gpu.why, gpu.jobs = words.FOREIGN, why, [1]
+    gpu.processes = [Process(7, 1, user="dan", command="python -m jupyter")]
+    seen = cards.veiled(cards.card(gpu, {1: adopted}), {1: adopted})
+    assert not {"jupyter", "--secret"} & set(re.findall(r"[-\w]+", repr(seen)))
+    assert seen["others"] == "a process that is not the queue's"
 
 
 def test_a_link_is_listed_and_ends_when_it_is_revoked(guest: Browser, signed_in: Browser) -> None:
