@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dashboard import figures
+from dashboard import figures, work
 from runner import words
 from runner.model import Gpu, Job, Sample
 
@@ -121,7 +121,14 @@ def _power(sample: Sample) -> str:
 
 
 def _job(job: Job) -> dict[str, Any]:
-    return {"id": job.id, "name": job.name, "user": job.user, "since": job.started_at}
+    return {"id": job.id, "name": job.name, "user": job.user, "since": job.started_at, "path": f"/jobs/{job.id}"}
+
+
+def veiled(card: dict[str, Any], jobs: Mapping[int, Job]) -> dict[str, Any]:
+    """For who came by a link: without the commands of processes, and without ways to what they may not see."""
+    others = "a process that is not the queue's" if card["others"] else ""
+    shown = [{**each, "name": work.open_name(jobs[each["id"]]), "path": ""} for each in card["jobs"]]
+    return {**card, "others": others, "why": "it is not free" if card["why"] else "", "jobs": shown}
 
 
 def _others(gpu: Gpu) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from urllib.parse import quote
 
 NONE = "\N{EN DASH}"
 GIB, MIB = 1 << 30, 1 << 20
@@ -75,6 +77,16 @@ def energy(joules: float | None) -> str:
 
 def money(cost: float | None, currency: str) -> str:
     return "" if cost is None else f"{cost:.2f} {currency}".rstrip()
+
+
+def fingerprint(digest: str) -> str:
+    """As browsers and terminals show it: AB:CD:..."""
+    return ":".join(digest[at : at + 2] for at in range(0, len(digest), 2)).upper()
+
+
+def address(path: str) -> str:
+    """A file's path as a part of a URL, whatever bytes it has."""
+    return quote(os.fsencode(path))
 
 
 def model(name: str) -> str:

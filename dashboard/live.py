@@ -11,32 +11,50 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from dashboard.cards import card
+from dashboard.cards import veiled as veil
 from runner.box.api.house import House, dumps
 
 ALIVE_SECONDS = 15.0
+VEILED_SECONDS = 300.0
+TROUBLE_SECONDS = 5.0  # that a look at the notices is good for
+NOTICES = 100
+BADGES = {"critical": "-red", "warning": "-amber"}
 PAUSE_SECONDS = 0.2  # between two words that something changed: a sweep of a thousand jobs is one
 
 
 class Live:
     def __init__(self, house: House) -> None:
         self._house = house
-        self._made: tuple[int, bytes] = (-1, b"")
+        self._made: dict[bool, tuple[int, bytes]] = {}  # for who came by a link, and for the others
+        self._worst: tuple[float, str] = (-TROUBLE_SECONDS, "")
 
-    def frame(self) -> bytes:
-        if self._made[0] != self._house.frame:
-            self._made = (self._house.frame, b"event: frame\ndata: %b\n\n" % dumps(cards(self._house)))
-        return self._made[1]
+    def frame(self, veiled: bool = False) -> bytes:
+        number, made = self._made.get(veiled, (-1, b""))
+        if number != self._house.frame:
+            told = dumps({**cards(self._house, veiled), "badge": self.badge()})
+            number, made = self._made[veiled] = self._house.frame, b"event: frame\ndata: %b\n\n" % told
+        return made
 
-    async def events(self) -> AsyncIterator[bytes]:
+    def badge(self) -> str:
+        """What the icon of a tab says: trouble that nobody has seen yet, else that something runs."""
+        now = time.monotonic()
+        if now - self._worst[0] >= TROUBLE_SECONDS:
+            unseen = {each.severity for each in self._house.daemon.store.notices(None, NOTICES, True)}
+            self._worst = (now, next((word for kind, word in BADGES.items() if kind in unseen), ""))
+        return self._worst[1] or ("-run" if self._house.daemon.book.active else "")
+
+    async def events(self, veiled: bool = False) -> AsyncIterator[bytes]:
+        """veiled: for who came by a link, who has to ask anew now and then, since the link may be over."""
         house, drawn, seen, told_at = self._house, -1, self._house.daemon.events.last, 0.0
         clock = asyncio.get_running_loop().time
+        ends_at = clock() + VEILED_SECONDS if veiled else float("inf")
         with house.stream(frames=True) as woken:
             yield b"retry: 1000\n\n"
-            while not house.closing:
+            while not house.closing and clock() < ends_at:
                 woken.clear()
                 if drawn != house.frame:
                     drawn = house.frame
-                    yield self.frame()
+                    yield self.frame(veiled)
                 patience = ALIVE_SECONDS
                 if seen != house.daemon.events.last:
                     patience = told_at + PAUSE_SECONDS - clock()
@@ -50,14 +68,15 @@ class Live:
                         yield b": alive\n\n"
 
 
-def cards(house: House) -> dict[str, Any]:
-    """All GPUs as they are drawn, and why nothing is known of them."""
+def cards(house: House, veiled: bool = False) -> dict[str, Any]:
+    """All GPUs as they are drawn, and why nothing is known of them. veiled: for who came by a link."""
     now, rack = time.time(), house.daemon.gpus
+    silent = rack.silence(now)
     active, seen = house.daemon.book.active, rack.view(now)
     return {
         "at": now,
         "read_at": max((gpu.sample.at for gpu in seen if gpu.sample is not None), default=None),
-        "silent": rack.silence(now),
-        "hint": rack.hint(),
-        "gpus": [card(gpu, active) for gpu in seen],
+        "silent": "the GPUs are not read just now" if silent and veiled else silent,
+        "hint": "" if veiled else rack.hint(),
+        "gpus": [veil(card(gpu, active), active) if veiled else card(gpu, active) for gpu in seen],
     }

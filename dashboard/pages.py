@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query
@@ -14,16 +14,17 @@ from starlette.responses import RedirectResponse, Response
 
 import runner
 from dashboard import assets, figures, render, signin, work
+from dashboard.contents import Contents
 from dashboard.live import Live, cards
 from dashboard.totals import Sums
 from runner import errors, words
 from runner.box import listing
 from runner.box.api import PREFIX
-from runner.box.api.house import House, JobId, answer
+from runner.box.api.house import House, JobId, Network, answer
 from runner.box.auth import WHO, Who
 from runner.box.forecast import start_of
 from runner.box.sessions import shown
-from runner.box.settings import public
+from runner.box.settings import file_path, variable
 from runner.box.store import Group
 from runner.box.submissions import command
 from runner.model import Job, Principal, Use
@@ -43,6 +44,7 @@ class Pages:
         self._house = house
         self._live = Live(house)
         self._sums = Sums(house)
+        self._contents = Contents(house, self._base)
 
     # --- for the front ---
 
@@ -74,6 +76,7 @@ class Pages:
             "/live": self.live,
             f"{PREFIX}/live": self.live,  # for `runner top`, which shows the same
             f"{PREFIX}/overview": self.overview_json,
+            **self._contents.ways(),
         }
         for path, way in ways.items():
             closed.add_api_route(path, way, methods=["GET"], response_model=None)
@@ -91,11 +94,14 @@ class Pages:
         self._house.gate.sessions.leave(shown(request.scope["headers"]))
         return RedirectResponse(signin.PATH, 303, render.HEADERS)
 
+    def network(self) -> Network | None:
+        return self._house.network
+
     # --- overview ---
 
     async def overview(self, request: Request) -> Response:
         await self._house.gpus_known()
-        values = {"live": cards(self._house), **await self._work(request.scope)}
+        values = {"live": cards(self._house, guest(request.scope)), **await self._work(request.scope)}
         return render.page("overview.html", {**values, **self._base(request.scope, "overview")})
 
     async def overview_json(self) -> Response:
@@ -110,10 +116,10 @@ class Pages:
     async def _work(self, scope: Scope) -> dict[str, Any]:
         daemon, now = self._house.daemon, time.time()
         jobs, groups = listing.overview(daemon, FINISHED, (), now)
-        rows = self._rows(jobs)
+        rows = self._rows(jobs, guest(scope))
         waiting = {job.id for job in jobs if job.state == words.QUEUED}
         starts = self._foreseen([job for job in daemon.book.queued if job.id in waiting][:FORESEEN], now)
-        queue = self._waiting(rows, groups, starts)
+        queue = self._waiting(rows, groups, starts, guest(scope))
         unseen = [each for each in daemon.store.notices(None, NOTICES, True) if each.severity in TROUBLE]
         gpus = daemon.gpus.view(now)
         return {
@@ -136,12 +142,13 @@ class Pages:
             "gpu_count": len([gpu for gpu in gpus if gpu.state != words.GONE]),
             "labels": {gpu.uuid: f"GPU {gpu.index}" for gpu in gpus if gpu.index is not None},
             "may": may(scope),
+            "shared": guest(scope),
             "box": daemon.settings.name,
             "now": now,
         }
 
     def _waiting(
-        self, rows: Sequence[dict[str, Any]], groups: Sequence[Group], starts: Mapping[int, float]
+        self, rows: Sequence[dict[str, Any]], groups: Sequence[Group], starts: Mapping[int, float], veiled: bool
     ) -> list[dict[str, Any]]:
         """The queue in its order, a group as one, in the place of its first job."""
         own = {row["id"]: row for row in rows if row["state"]["text"] == words.QUEUED}
@@ -151,13 +158,16 @@ class Pages:
             if job.id in own:
                 found.append({**own[job.id], "starts_at": starts.get(job.id), "count": 0})
             elif job.group is not None and (group := left.pop(job.group, None)) is not None:
-                (row,) = self._rows([job])
-                count = group.counts[words.QUEUED]
-                whole = {"id": group.group, "count": count, "reasons": work.reasons(group.why), "why": group.why}
+                (row,) = self._rows([job], veiled)
+                short, more = work.reasons(group.why)
+                told = (
+                    {"reasons": (short, ""), "why": short} if veiled else {"reasons": (short, more), "why": group.why}
+                )
+                whole = {"id": group.group, "count": group.counts[words.QUEUED], **told}
                 found.append({**row, **whole, "starts_at": None})
         return found
 
-    def _rows(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    def _rows(self, jobs: Sequence[Job], veiled: bool = False) -> list[dict[str, Any]]:
         rack = self._house.daemon.gpus
         uses: dict[int, list[Use]] = {}
         for use, _ in self._house.daemon.store.uses([job.id for job in jobs if job.attempt]):
@@ -166,7 +176,8 @@ class Pages:
             if job.state in words.ACTIVE:
                 uses[job.id] = rack.uses(job.id)
         indices = {gpu.uuid: gpu.index for gpu in rack.view(time.time()) if gpu.index is not None}
-        return [work.row(job, uses.get(job.id, []), indices) for job in jobs]
+        rows = [work.row(job, uses.get(job.id, []), indices) for job in jobs]
+        return [work.veiled(row, job) for row, job in zip(rows, jobs, strict=True)] if veiled else rows
 
     def _foreseen(self, jobs: Sequence[Job], now: float) -> dict[int, float]:
         """When they are likely to start, as far as somebody knows."""
@@ -193,10 +204,10 @@ class Pages:
         known = self._house.wishes.fresh([*daemon.book.jobs.values(), *daemon.store.last(finished)])
         users = sorted({job.user for job in known})
         found = [job for job in known if _matches(job, state, user, q)]
-        found.sort(key=work.SORTS[sort], reverse=not up)
+        found.sort(key=lambda job: job.id, reverse=not up)  # among equals
         more = len(known) - len(daemon.book.jobs) >= finished and finished < FINISHED_MAX
         values = {
-            "rows": self._rows(found),
+            "rows": sorted(self._rows(found), key=work.SORTS[sort], reverse=not up),
             "known": len(known),
             "users": users,
             "states": words.STATES,
@@ -207,7 +218,8 @@ class Pages:
         return render.page("jobs.html", {**values, **self._base(request.scope, "jobs")})
 
     async def job(self, request: Request, job_id: JobId) -> Response:
-        return render.page("job.html", await self._job(request.scope, job_id))
+        left = await self._contents.left(self._house.job(job_id))
+        return render.page("job.html", {**await self._job(request.scope, job_id), **left})
 
     async def part_job(self, request: Request, job_id: JobId) -> Response:
         return render.page("receipt.html", await self._job(request.scope, job_id))
@@ -221,7 +233,6 @@ class Pages:
         gpus = {gpu.uuid: gpu for gpu in house.daemon.gpus.view(now)}
         last = [use for use in uses if use.attempt == job.attempt]
         smallest = min((gpus[uuid].memory_bytes or 0 for uuid in job.allotted if uuid in gpus), default=0) or None
-        left = await house.call(lambda: house.custody.listing(job_id).as_json())
         return {
             "job": job,
             "row": self._rows([job])[0],
@@ -230,7 +241,7 @@ class Pages:
             "attempts": house.daemon.store.attempts(job_id),
             "receipt": work.receipt(job, last, smallest, now),
             "advice": work.advice(job, last, smallest),
-            "outputs": left["outputs"],
+            "previous": self._contents.previous(job),
             "gpus": gpus,
             "had": sorted(job.allotted, key=lambda uuid: (gpus[uuid].index or 0) if uuid in gpus else -1),
             "labels": {uuid: f"GPU {gpu.index}" for uuid, gpu in gpus.items()},
@@ -246,7 +257,7 @@ class Pages:
         house = self._house
         await house.gpus_known()
         uuid = house.daemon.gpus.named(name)
-        live = cards(house)
+        live = cards(house, guest(request.scope))
         gpu = next(each for each in house.daemon.gpus.view(time.time()) if each.uuid == uuid)
         live["gpus"] = [card for card in live["gpus"] if card["uuid"] == uuid]
         values = {"gpu": gpu, "sample": gpu.sample, "live": live, "may": may(request.scope)}
@@ -257,7 +268,10 @@ class Pages:
         daemon = self._house.daemon
         queued = self._house.wishes.fresh(daemon.book.queued[:FINISHED_STEP])
         starts = self._foreseen(queued[:FORESEEN], time.time())
-        rows = [{**row, "starts_at": starts.get(row["id"]), "count": 0} for row in self._rows(queued)]
+        rows = [
+            {**row, "starts_at": starts.get(row["id"]), "count": 0, "moves": work.moves(queued, at)}
+            for at, row in enumerate(self._rows(queued, guest(request.scope)))
+        ]
         more = max(0, len(daemon.book.queued) - len(rows))
         return render.page("queue.html", {**values, "rows": rows, "more": more, **self._base(request.scope, "queue")})
 
@@ -269,22 +283,25 @@ class Pages:
 
     async def settings(self, request: Request) -> Response:
         house = self._house
-        chosen = house.daemon.settings
-        told, values_now = [each for each in fields(chosen) if each.metadata.get("means")], public(chosen)
         who: Principal = request.scope[WHO]
         values = {
-            "settings": [(each.name, values_now[each.name], each.metadata["means"], each.default) for each in told],
+            "settings": house.choices.listed(),
+            "file": file_path(),
+            "variable": variable,
             "history_bytes": await house.call(house.history.archive.bytes),
+            "shares": house.gate.sessions.shares(who, time.time()),
             "tokens": house.tokens.listed(who, time.time()),
             "fingerprint": house.network.fingerprint if house.network is not None else "",
             "who": who,
-            "state": chosen.state,
+            "may": may(request.scope),
+            "scopes": words.ROLES[: words.ROLES.index(who.role) + 1],
         }
         return render.page("settings.html", {**values, **self._base(request.scope, "settings")})
 
     async def live(self, who: Who) -> Response:
+        """The tab's one stream."""
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._live.events(), headers=headers, media_type="text/event-stream")
+        return StreamingResponse(self._live.events(bool(who.share)), headers=headers, media_type="text/event-stream")
 
     def _base(self, scope: Scope, here: str) -> dict[str, Any]:
         daemon = self._house.daemon
@@ -295,6 +312,8 @@ class Pages:
             "here": here,
             "user": scope[WHO].user if WHO in scope else "",
             "gpu_indices": sorted(indices),
+            "told": self._live.badge() if WHO in scope else "",
+            "shared": guest(scope),
             "now": time.time(),
         }
 
@@ -302,6 +321,11 @@ class Pages:
 def may(scope: Scope) -> bool:
     """Whether whoever looks may also change something; what exactly, the box says when it is asked."""
     return bool(scope[WHO].role != "read")
+
+
+def guest(scope: Scope) -> bool:
+    """Whether somebody came by a link, who sees no log, file or argument; or was not let in at all."""
+    return WHO not in scope or bool(scope[WHO].share)
 
 
 def _matches(job: Job, state: str, user: str, text: str) -> bool:

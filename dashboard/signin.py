@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runner.box.api.house import House
+from runner.box.auth import networked
 from runner.box.origins import said_same_site
-from runner.box.sessions import SESSION_SECONDS, cookie_name
+from runner.box.sessions import cookie_name
 from runner.errors import BadData, Refused
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ PATH = "/sign-in"
 
 
 async def page(pages: Pages, request: Request) -> Response:
-    return pages.render("sign-in.html")
+    """Over the network it says which certificate the box has: terminal and browser must say the same."""
+    network = pages.network() if networked(request.scope) is not None else None
+    return pages.render("sign-in.html", fingerprint=network.fingerprint if network is not None else "")
 
 
 async def enter(house: House, request: Request) -> Response:
@@ -29,12 +32,14 @@ async def enter(house: House, request: Request) -> Response:
     headers = request.scope["headers"]
     if not said_same_site(headers):
         raise Refused("this request does not say from which page it comes", "use a browser of this decade")
-    cookie = house.gate.sessions.enter(await _code(request), time.time())
+    now, known = time.time(), house.gate.sessions
+    cookie = known.enter(await _code(request), now)
     reply = Response(None, 204)
     secure = not any(name == b"origin" and value.startswith(b"http://") for name, value in headers)
     reply.set_cookie(
-        cookie_name(headers), cookie, int(SESSION_SECONDS), path="/", secure=secure, httponly=True, samesite="strict"
-    )
+        cookie_name(headers), cookie, int(known.seconds(cookie, now)), path="/", secure=secure, httponly=True,
+        samesite="strict",
+    )  # fmt: skip
     return reply
 
 

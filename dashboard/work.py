@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dashboard import figures
 from runner import words
-from runner.model import Job, Use
+from runner.model import PRIORITY_MAX, PRIORITY_MIN, Job, Use
 
 # State -> (its sign, its tone): never colour alone.
 SIGNS = {
@@ -23,13 +23,16 @@ SIGNS = {
 }
 IDLE_SHARE, IDLE_TOLD = 0.25, 120.0  # of its time, and seconds, from which on it is worth advice
 ROOM_SHARE = 0.5  # of the card's memory, below which a batch could be larger
-SORTS = {
-    "id": lambda job: job.id,
-    "name": lambda job: (job.name.lower(), job.id),
-    "user": lambda job: (job.user, job.id),
-    "state": lambda job: (words.STATES.index(job.state), job.id),
-    "started": lambda job: (job.started_at or 0.0, job.id),
-    "time": lambda job: (seconds(job) or 0.0, job.id),
+SORTS: dict[str, Callable[[dict[str, Any]], Any]] = {  # of rows; what is not known comes below all
+    "id": lambda row: row["id"],
+    "name": lambda row: row["name"].lower(),
+    "user": lambda row: row["user"],
+    "state": lambda row: row["order"],
+    "started": lambda row: row["started_at"] or 0.0,
+    "time": lambda row: row["seconds"] or 0.0,
+    "use": lambda row: -1.0 if row["busy"] is None else row["busy"],
+    "peak": lambda row: row["peak_bytes"] or -1,
+    "energy": lambda row: -1.0 if row["joules"] is None else row["joules"],
 }
 
 
@@ -63,15 +66,70 @@ def row(job: Job, uses: Sequence[Use], indices: Mapping[str, int]) -> dict[str, 
         "ends_at": job.started_at + job.expected_seconds
         if job.started_at and job.expected_seconds and not job.finished
         else None,
+        "order": words.STATES.index(job.state),
+        "seconds": seconds(job),
         "time": figures.span(seconds(job)),
+        "busy": busy(uses),
         "util": figures.percent(busy(uses)),
+        "peak_bytes": peak(uses),
         "peak": figures.size(peak(uses)),
+        "joules": joules(uses),
         "energy": figures.energy(joules(uses)),
         "money": money(uses),
         "hottest": "" if hottest(uses) is None else f"{hottest(uses):.0f} °C",
         "reason": ending(job),
         "priority": job.priority,
         "cancelling": job.cancel_requested_at is not None and not job.finished,
+        "can": " ".join(can(job)),
+    }
+
+
+def open_name(job: Job) -> str:
+    """A job's name for who came by a link: that of an adopted process is its command."""
+    return "an adopted process" if job.adopts else job.name
+
+
+def open_reason(job: Job) -> str:
+    """Why it waits, for who came by a link. The full reason may name the command of a process that is in the way."""
+    if job.state != words.QUEUED:
+        return ""
+    if job.held:
+        return "held"
+    return f"waits for job {job.after[0].job}" if job.after else f"waits for {wants(job)}"
+
+
+def veiled(row: dict[str, Any], job: Job) -> dict[str, Any]:
+    """The row for who came by a link."""
+    short = open_reason(job)
+    return {**row, "name": open_name(job), "why": short, "reasons": (short, "")}
+
+
+def can(job: Job) -> list[str]:
+    """What somebody may want to do with it now, as the page's buttons call it."""
+    if job.finished:
+        return [] if job.adopts else ["rerun"]
+    if job.state == words.QUEUED:
+        return ["cancel", "release" if job.held else "hold"]
+    return ["cancel", "kill"]
+
+
+def moves(queue: Sequence[Job], at: int) -> dict[str, int | None]:
+    """The priority that brings a job of the queue to its top, before the one above or after the one below it; None
+    where there is none. Among equals the older one is first."""
+    job = queue[at]
+
+    def before(other: Job) -> int | None:
+        wanted = other.priority + (job.id > other.id)
+        return wanted if wanted <= PRIORITY_MAX else None
+
+    def after(other: Job) -> int | None:
+        wanted = other.priority - (job.id < other.id)
+        return wanted if wanted >= PRIORITY_MIN else None
+
+    return {
+        "top": before(queue[0]) if at else None,
+        "up": before(queue[at - 1]) if at else None,
+        "down": after(queue[at + 1]) if at + 1 < len(queue) else None,
     }
 
 

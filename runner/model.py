@@ -326,6 +326,7 @@ class Principal:
     user: str
     role: str  # read | submit | admin
     token: str = ""  # the id of the token that says so; empty: the kernel
+    share: str = ""  # the id of the link that they came by: they see no log, file, argument or setting
 
 
 @dataclass(slots=True)

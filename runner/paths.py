@@ -56,6 +56,10 @@ class StateDir(str):
         return f"{self}/metrics.db"  # what GPUs and host did: it may be deleted at any time
 
     @property
+    def choices(self) -> str:
+        return f"{self}/settings.json"  # what the owner set while the daemon ran
+
+    @property
     def gpu_jobs(self) -> str:
         return f"{self}/gpu-jobs"  # <index of a GPU>: the ids of the jobs that have it, for dcgm-exporter
 

@@ -43,6 +43,7 @@ FILES = {
     "https": 12.0,
     "main_job": 45.0,
     "notify": 4.0,
+    "phone": 4.0,
     "plan": 10.0,
     "playbooks": 4.0,
     "power": 4.0,

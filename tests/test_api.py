@@ -659,7 +659,7 @@ def test_a_state_that_fails_under_a_request_ends_the_daemon(error: Exception, en
     daemon = SimpleNamespace(store=SimpleNamespace(damage=damage), report=lambda said: None)
     house = SimpleNamespace(
         daemon=daemon, doomed=doomed.append, requests=0, connections=(), touch=lambda: None, closing=False,
-        network=None, pages=None, gate=SimpleNamespace(admit=lambda scope: SimpleNamespace(token="")),
+        network=None, pages=None, gate=SimpleNamespace(admit=lambda scope: SimpleNamespace(token="", share="")),
     )  # fmt: skip
     status, said = answered(house, error)
     assert (status, set(said)) == (500, {"code", "message", "hint"})

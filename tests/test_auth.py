@@ -131,6 +131,7 @@ THEIRS_IS_CLOSED = {
     "POST /jobs/cancel", "POST /jobs/hold", "POST /jobs/release", "POST /jobs/priority", "POST /jobs/1/fetched",
     "POST /box/drain", "POST /box/clean", "POST /box/stop", "POST /box/restart", "POST /gpus/1/drain",
     "POST /gpus/1/forget", "POST /environments/prune", "PUT /data/1/link", "POST /notices/test",
+    "PUT /settings/1", "DELETE /settings/1",
 }  # fmt: skip
 OPEN_TO_MEMBERS = {
     "POST /jobs", "POST /jobs/1/rerun", "POST /jobs/adopt", "POST /snapshots", "POST /blobs", "POST /bundles",
@@ -138,7 +139,7 @@ OPEN_TO_MEMBERS = {
     "POST /notices/seen", "POST /dashboard",
     "PUT /secrets/1", "DELETE /secrets/1",  # of their own
     "POST /data/blobs", "PUT /data/1", "DELETE /data/1",  # a set that is no other member's
-    "DELETE /tokens/1",  # which is not there, for them
+    "DELETE /tokens/1", "DELETE /shares/1",  # which are not there, for them
 }  # fmt: skip
 CHANGES = [(method, path) for method, path in ROUTES if method not in ("GET", "HEAD")]
 

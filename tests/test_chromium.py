@@ -19,6 +19,7 @@ import pytest
 import tools
 import wire
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from test_previews import a_png
 
 from runner import words
 
@@ -259,11 +260,14 @@ def test_who_pauses_sees_it_stand_still(chromium: Browser, demo: Demo) -> None:
 def test_keys_lead_where_they_say(chromium: Browser, demo: Demo) -> None:
     visit = visit_of(chromium, demo.address())
     page = visit.page
+    icons = set()
     for keys, path in (("gj", "/jobs"), ("gq", "/queue"), ("ge", "/events"), ("2", "/gpus/1"), ("go", "/")):
         for key in keys:
             page.keyboard.press(key)
         page.wait_for_url(visit.root + path)
         page.wait_for_load_state("load")
+        icons.add(page.get_attribute("link[rel=icon]", "href"))
+    assert icons <= {f"/static/icon{kind}.svg" for kind in ("-run", "-amber", "-red")}, "jobs run in the demo"
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()
     page.keyboard.press("Escape")
@@ -272,6 +276,34 @@ def test_keys_lead_where_they_say(chromium: Browser, demo: Demo) -> None:
     visit.until("document.activeElement.closest('td.lead') !== null")
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile(r"/jobs/\d+$"))
+    visit.context.close()
+
+
+def test_a_key_counts_at_once_when_a_dialog_was_closed(chromium: Browser, demo: Demo) -> None:
+    """Its checkbox has the focus until the next frame, which a busy computer draws late."""
+    visit = visit_of(chromium, demo.address())
+    visit.until("document.querySelector('.live.fresh') !== null")
+    closed = """() => {
+        const help = document.getElementById('help');
+        help.showModal();
+        help.close();
+        const held = document.activeElement;
+        held.dispatchEvent(new KeyboardEvent('keydown', {key: 'j', bubbles: true, cancelable: true}));
+        return [held.id, document.activeElement.closest('td.lead') !== null];
+    }"""
+    assert visit.page.evaluate(closed) == ["keys-on", True]
+    visit.context.close()
+
+
+def test_the_focus_stays_when_cards_are_drawn_anew(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address())
+    page = visit.page
+    visit.until("document.querySelector('#cards .spark canvas') !== null")
+    page.evaluate("window.old = document.querySelector('#cards'); document.querySelector('.card h2 a').focus()")
+    page.evaluate("document.body.dispatchEvent(new Event('cards'))")
+    visit.until("!window.old.isConnected && document.querySelector('#cards .spark canvas') !== null")
+    assert page.evaluate("document.activeElement.closest('.card h2') !== null")
+    assert visit.quiet(), visit.said
     visit.context.close()
 
 
@@ -331,16 +363,153 @@ def test_jobs_are_found_while_one_types(chromium: Browser, box: wire.Box) -> Non
 
 
 def test_the_queue_is_put_in_another_order(chromium: Browser, box: wire.Box) -> None:
-    first = box.submit(["true"], name="one", held=True)
+    jobs = [box.submit(["true"], name=f"turn-{number}", held=True) for number in range(3)]
     visit = visit_of(chromium, address_of(box))
     page = visit.go("/queue")
-    page.click(f"#up-{first}0")
-    page.wait_for_selector(f"#up-{first}1")
-    assert box.get(f"/jobs/{first}")["job"]["priority"] == 1
-    page.click(f"#cancel-{first}")
+
+    def stands(*order: int) -> None:
+        wanted = ",".join(f"at-{job}" for job in order)
+        ours = "[...document.querySelectorAll('#queue-rows td.lead > a')].filter((a) => /turn/.test(a.textContent))"
+        shown = f"{ours}.map((a) => a.id).join()"
+        visit.until(f"{shown} === '{wanted}'")
+
+    first, second, third = jobs
+    stands(*jobs)
+    page.click(f"#up-{third}")
+    stands(third, first, second)
+    page.focus(f"#at-{second}")
+    page.keyboard.press("t")
+    stands(second, third, first)
+    assert page.evaluate("document.activeElement.id") == f"at-{second}"
+    page.keyboard.press("d")
+    stands(third, first, second)
+    page.keyboard.press("h")
+    assert box.ended(second)["state"] == words.SUCCEEDED, "it was released"
+    for job in (first, third):
+        page.click(f"#cancel-{job}")
+        page.click("#ask-yes")
+        visit.until(f"!document.querySelector('#cancel-{job}')")
+        assert box.state_of(job) == words.CANCELLED
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_light_and_dark_are_chosen(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address())
+    page = visit.page
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    for theme in ("light", "dark"):
+        with page.expect_navigation():
+            page.click("#theme")
+        page.wait_for_selector(f"html[data-theme={theme}]")
+    assert page.evaluate(ground) != light
+    assert visit.trouble() == []
+    visit.go("/jobs")
+    assert page.evaluate(ground) != light
+    with page.expect_navigation():
+        page.click("#theme")
+    page.wait_for_selector("html:not([data-theme])")
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_the_keyboard_keeps_its_place_in_a_list_that_changes(chromium: Browser, box: wire.Box) -> None:
+    jobs = [box.submit(["true"], name=f"row-{number}", held=True) for number in range(3)]
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/queue")
+    visit.until("document.querySelector('.live.fresh, .live') !== null")
+
+    def focus(selector: str) -> None:
+        page.evaluate(f"document.querySelector('{selector}').focus()")
+
+    focus(f"#at-{jobs[0]}")
+    box.submit(["true"], name="row-more", held=True)
+    page.wait_for_selector("text=row-more")
+    assert page.evaluate("document.activeElement.id") == f"at-{jobs[0]}", "the same row"
+    focus(f"#release-{jobs[2]}")
+    box.post("/jobs/cancel", {"ids": [jobs[0]]})
+    page.wait_for_selector(f"#at-{jobs[0]}", state="detached")
+    assert page.evaluate("document.activeElement.id") == f"release-{jobs[2]}", "the same button"
+    box.post("/jobs/cancel", {"ids": [jobs[2]]})
+    page.wait_for_selector(f"#at-{jobs[2]}", state="detached")
+    assert "row-more" in page.evaluate("document.activeElement.textContent"), "the row that is there now"
+    assert page.evaluate("document.activeElement.closest('td.lead') !== null"), "and none of its buttons"
+    for left in page.evaluate("[...document.querySelectorAll('#queue-rows td.lead > a')].map((a) => a.id)"):
+        box.post("/jobs/cancel", {"ids": [int(left.removeprefix("at-"))]})
+    page.wait_for_selector("text=Queue is empty.")
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_many_jobs_are_changed_at_once(chromium: Browser, box: wire.Box) -> None:
+    waiting = [box.submit(["true"], name=f"bulk-{number}", held=True) for number in range(3)]
+    running = box.submit(["sleep", "600"], name="bulk-run")
+    tools.wait_until(lambda: box.state_of(running) == words.RUNNING, 20, box.story)
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/jobs?q=bulk-")
+    assert page.locator("#bulk").is_hidden()
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    page.click("#pick-all")
+    visit.until("document.querySelector('#bulk [data-part=count]').textContent === '4 selected'")
+    assert page.text_content("#bulk-cancel") == "Stop 4"
+    assert page.text_content("#bulk-kill") == "Kill 1"
+    assert page.locator("#bulk-hold").is_hidden()
+    page.click(f"#pick-{running}")
+    page.click("#bulk-release")
+    for job in waiting:
+        box.ended(job)
+    page.wait_for_selector("#bulk", state="hidden")
+    visit.until(
+        "[...document.querySelectorAll('#jobs .badge')].filter((b) => /succeeded/.test(b.textContent)).length === 3"
+    )
+    page.click("#pick-all")
+    page.click("#bulk-kill")
+    assert page.text_content("#ask-text") == f"Kill job {running} at once? Nothing can be saved any more."
+    page.click("#ask button[value=no]")
+    assert box.state_of(running) == words.RUNNING
+    page.click("#bulk-cancel")
     page.click("#ask-yes")
-    visit.until(f"!document.querySelector('#cancel-{first}')")
-    assert box.state_of(first) == words.CANCELLED
+    assert box.ended(running)["state"] == words.CANCELLED
+    page.wait_for_selector("#bulk", state="hidden")
+    for job in waiting[:2]:
+        page.check(f"#pick-{job}")
+    page.click("#bulk-rerun")
+    assert page.text_content("#ask-text") == "Submit 2 jobs once more?"
+    page.click("#ask-yes")
+    visit.until("document.querySelectorAll('#jobs tbody tr').length === 6")
+    page.keyboard.press("Escape")
+    assert visit.quiet(), visit.said
+    page.click("#pick-all")
+    page.screenshot(path=SHOTS / "bulk-1366-light.png")
+    assert visit.trouble() == []
+    visit.context.close()
+
+
+def test_settings_and_tokens_are_changed_on_their_page(chromium: Browser, box: wire.Box) -> None:
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/settings")
+    page.fill("#set-keep_logs_bytes", "2,5")
+    page.press("#set-keep_logs_bytes", "Enter")
+    page.wait_for_selector("#undo-keep_logs_bytes")
+    told = {each["name"]: each["value"] for each in box.get("/settings")["settings"]}
+    assert told["keep_logs_bytes"] == 2.5 * 2**30
+    page.fill("#set-keep_logs_days", "soon")
+    page.press("#set-keep_logs_days", "Enter")
+    page.wait_for_selector("text=soon is no number")
+    page.click("#undo-keep_logs_bytes")
+    page.wait_for_selector("#undo-keep_logs_bytes", state="detached")
+    page.fill("#token-new [name=label]", "phone")
+    page.click("#token-new .primary")
+    page.wait_for_selector("#token-shown:not([hidden])")
+    assert (page.text_content("#token-shown code") or "").startswith("gpubox_")
+    page.wait_for_selector("#tokens-rows")
+    page.click("#tokens-rows .danger")
+    assert "(phone)" in (page.text_content("#ask-text") or "")
+    page.click("#ask-yes")
+    page.wait_for_selector("#tokens-rows", state="detached")
     assert visit.quiet(), visit.said
     visit.context.close()
 
@@ -371,6 +540,31 @@ def test_hostile_logs_and_names_are_text(chromium: Browser, box: wire.Box) -> No
     assert not set(shown) & {"\x1b", "\x07", "\u202e", "\u2066", "\r"}
     assert page.locator("#log *:not(p):not(span)").count() == 0
     assert "red" in (page.locator("#log .c1").first.text_content() or "")
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_outputs_are_shown_and_run_nothing(chromium: Browser, box: wire.Box) -> None:
+    trap = b"<script>window.pwned=1</script><svg xmlns='http://www.w3.org/2000/svg' onload='window.pwned=1'></svg>"
+    files = {"loss.png": a_png(320, 200), "trap.png": trap, "page.html": trap, "notes.txt": trap + b"\n"}
+    said = "import os, sys\nos.chdir(os.environ['RUNNER_OUT'])\n"
+    said += f"for name, data in {files!r}.items(): open(name, 'wb').write(data)"
+    job = box.submit([sys.executable, "-c", said], name="leaves")
+    box.ended(job)
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go(f"/jobs/{job}")
+    page.locator(".pictures").scroll_into_view_if_needed()
+    visit.until("[...document.querySelectorAll('.pictures img')].some((each) => each.naturalWidth === 320)")
+    visit.said.clear()  # that one picture is none, the console says, too
+    assert visit.trouble() == []
+    page.screenshot(path=SHOTS / "outputs-1366-light.png", full_page=True)
+    for name in files:
+        visit.go(f"/jobs/{job}/outputs/{name}")
+        assert page.evaluate("window.pwned") is None, name
+    assert "<script>" in (page.text_content("pre.text") or "")
+    for name in ("trap.png", "page.html"):
+        reply = page.request.get(f"{visit.root}/jobs/{job}/picture/{name}")
+        assert reply.status == 404, name
     assert visit.quiet(), visit.said
     visit.context.close()
 
@@ -438,4 +632,21 @@ def test_a_code_that_was_used_is_told(chromium: Browser, box: wire.Box) -> None:
     other.context.close()
     visit.page.click("footer button")
     visit.page.wait_for_url("**/sign-in")
+    visit.context.close()
+
+
+def test_who_came_by_a_link_sees_pages_without_doors(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.run("dashboard", "--share", "--for", "1h").splitlines()[0], 390, "dark")
+    page = visit.page
+    for path in ("/", "/queue", "/gpus/1"):
+        visit.go(path)
+        visit.until("document.querySelector('.live.fresh') !== null")
+        assert page.locator("main a[href^='/jobs'], [data-act], .acts").count() == 0, path
+        assert "jupyter" not in page.content(), "what somebody runs beside the queue"
+        assert visit.trouble() == [], path
+        page.screenshot(path=SHOTS / f"shared-{path.strip('/').replace('/', '-') or 'overview'}-390-dark.png")
+    page.wait_for_selector(".chart canvas")
+    assert visit.quiet(), visit.said
+    visit.go("/jobs/78")
+    assert "does not show that" in (page.text_content("main") or "")
     visit.context.close()

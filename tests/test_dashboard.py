@@ -7,7 +7,9 @@ import hashlib
 import http.client
 import json
 import re
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +18,12 @@ import pytest
 import tools
 import wire
 from builders import GIB, a_job
+from test_api import send
+from test_previews import a_png
 
 from dashboard import assets, cards, figures, work
 from runner import words
-from runner.model import Gpu, Process, Sample, Use
+from runner.model import After, Gpu, Process, Sample, Use
 
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD = ROOT / "dashboard"
@@ -233,6 +237,10 @@ def test_jobs_are_filtered_and_sorted(signed_in: Browser) -> None:
             int(each) for each in re.findall(r'<td class="lead"><a id="at-(\d+)"', signed_in.get(f"/jobs?{query}").body)
         ]
 
+    for key in work.SORTS:
+        assert sorted(ids(f"sort={key}")) == sorted(ids(f"sort={key}&up=1")) == sorted(ids("")), key
+    assert ids("sort=name&q=first") == ids("q=first")
+
     assert ids("q=first") == [1]
     assert ids("state=succeeded") == [1]
     assert 1 not in ids("state=queued")
@@ -261,6 +269,229 @@ def test_what_the_api_sends_to_a_browser_runs_nothing(signed_in: Browser) -> Non
     reply = signed_in.get("/api/v1/logs/1")
     assert reply.headers["content-security-policy"] == "default-src 'none'; sandbox"
     assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+# --- by a link for others ---
+
+SECRETS = ("tell-argument", "tell_variable", "tell-value", "tell-log", "tell-file", "tell-output", "tell-parameter")
+
+
+@pytest.fixture
+def guest(box: wire.Box) -> Browser:
+    browser = Browser(box)
+    made = box.post("/dashboard", {"share": True, "label": "anna", "seconds": 3600})
+    assert made["share"]["label"] == "anna"
+    assert browser.sign_in(made["code"]).status == 204
+    return browser
+
+
+def open_routes(box: wire.Box) -> list[str]:
+    """GET routes of the pages and of the API, as the application that answers has them."""
+    pages = [*PAGES, "/jobs/1", "/part/jobs/1", "/part/jobs/1/outputs", "/jobs/1/outputs/x", "/jobs/1/picture/x",
+             "/jobs/1/files", "/jobs/1/files/x", "/jobs/1/diff", "/live"]  # fmt: skip
+    paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
+    return [*pages, *(re.sub(r"{\w+}", "1", path) for path, ways in paths.items() if "get" in ways)]
+
+
+def test_a_link_opens_hardly_any_route(guest: Browser) -> None:
+    shown = set()
+    for path in open_routes(guest.box):
+        if path == "/live":
+            continue
+        status = guest.get(path).status
+        assert status in (200, 403), (path, status)
+        shown |= {path} if status == 200 else set()
+    assert shown == {"/", "/part/work", "/queue", "/api/v1/history"}
+    paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
+    for path, ways in paths.items():
+        for method in ways.keys() - {"get"}:
+            assert changed(guest, method.upper(), re.sub(r"{\w+}", "1", path).removeprefix("/api/v1"), {}).status == 403
+
+
+def test_what_a_link_shows_names_no_argument_variable_log_or_file(guest: Browser) -> None:
+    box = guest.box
+    said = "import os, pathlib; print('tell-log'); pathlib.Path(os.environ['RUNNER_OUT'], 'tell-output').touch()"
+    command = [sys.executable, "-c", said, "tell-argument"]
+    ran = box.submit(command, name="open-name", env={"tell_variable": "tell-value"})
+    fails = box.submit(["tell-file", "tell-argument"], name="open-name")
+    for number in (ran, fails):
+        box.ended(number)
+    held = box.submit(command, name="open-name", held=True, sweep={"p": ["tell-parameter", "b"]})
+    command = [sys.executable, "-c", "import time; time.sleep(600)", "tell-argument"]
+    long = box.submit(command, name="open-name", env={"tell_variable": "1"})
+    tools.wait_until(lambda: box.state_of(long) == words.RUNNING, 20, box.story)
+    stream = http.client.HTTPConnection("127.0.0.1", guest.port, timeout=20)
+    stream.request("GET", "/live", headers={"Cookie": guest.cookie, "Host": f"127.0.0.1:{guest.port}"})
+    told = stream.getresponse().read1(20_000).decode()
+    stream.close()
+    bodies = {path: guest.get(path).body for path in ("/", "/part/work", "/queue", "/api/v1/history", "/nothing")}
+    for path, body in {**bodies, "/live": told}.items():
+        assert [secret for secret in SECRETS if secret in body] == [], path
+        assert 'href="/jobs' not in body, path
+        assert "data-act" not in body, path
+    assert "open-name" in bodies["/"]
+    for job in (held, held + 1, long):
+        box.post("/jobs/cancel", {"ids": [job], "grace": 0})
+
+
+def test_what_is_in_the_way_of_a_job_is_not_named_to_who_came_by_a_link() -> None:
+    """It can be anybody's process, with its arguments."""
+    why = "GPU 3 held by dan, python -m jupyter --token=x"
+    for values in ({}, {"gpus": 2}, {"held": True}, {"after": [After(3)]}, {"adopts": [7, 1]}):
+        job = a_job(why=why, **values)
+        row = work.veiled(work.row(job, [], {}), job)
+        assert "jupyter" not in repr(row)
+    adopted = a_job(state=words.RUNNING, adopts=[7, 1])
+    adopted.name = "python train.py --secret"
+    assert "--secret" not in repr(work.veiled(work.row(adopted, [], {}), adopted))
+    gpu = a_gpu()
+    gpu.state, gpu.why, gpu.jobs = words.FOREIGN, why, [1]
+    gpu.processes = [Process(7, 1, user="dan", command="python -m jupyter")]
+    seen = cards.veiled(cards.card(gpu, {1: adopted}), {1: adopted})
+    assert not {"jupyter", "--secret"} & set(re.findall(r"[-\w]+", repr(seen)))
+    assert seen["others"] == "a process that is not the queue's"
+
+
+def test_a_link_is_listed_and_ends_when_it_is_revoked(guest: Browser, signed_in: Browser) -> None:
+    (share,) = [each for each in guest.box.get("/shares")["shares"] if each["opened_at"]][-1:]
+    assert share["id"] in signed_in.get("/settings").body
+    assert guest.get("/").status == 200
+    assert changed(signed_in, "DELETE", f"/shares/{share['id']}").status == 200
+    assert guest.get("/").status == 303
+    assert changed(signed_in, "DELETE", f"/shares/{share['id']}").status == 404
+
+
+def test_who_came_by_a_link_may_leave(guest: Browser) -> None:
+    reply = guest.ask("POST", "/sign-out", Origin=f"http://127.0.0.1:{guest.port}")
+    assert reply.status == 303
+    assert guest.get("/").status == 303
+
+
+# --- settings ---
+
+
+def changed(browser: Browser, method: str, path: str, body: object = None) -> Answer:
+    headers = {"Content_Type": "application/json", "Origin": f"http://127.0.0.1:{browser.port}"}
+    return browser.ask(method, f"/api/v1{path}", None if body is None else json.dumps(body), **headers)
+
+
+def test_a_setting_changes_at_once_and_is_said_to_be_set_here(signed_in: Browser) -> None:
+    assert changed(signed_in, "PUT", "/settings/currency", {"value": "CHF"}).status == 200
+    assert changed(signed_in, "PUT", "/settings/tariff", {"value": "0.25"}).status == 200
+    body = signed_in.get("/settings").body
+    assert 'value="CHF"' in body
+    assert body.count("set here; usually") == 2
+    assert signed_in.box.get("/settings")["settings"][0]["name"] == "name"
+    for name, value in (("currency", ""), ("cpus", 3), ("tariff", "x"), ("none", 1)):
+        assert changed(signed_in, "PUT", f"/settings/{name}", {"value": value}).status == 422, name
+    for name in ("currency", "tariff"):
+        assert changed(signed_in, "DELETE", f"/settings/{name}").status == 200
+    assert "set here; usually" not in signed_in.get("/settings").body
+
+
+def test_a_token_is_listed_and_revoked(signed_in: Browser) -> None:
+    made = json.loads(changed(signed_in, "POST", "/tokens", {"label": HOSTILE, "scope": "read"}).body)
+    body = signed_in.get("/settings").body
+    assert made["made"]["id"] in body
+    assert made["token"] not in body
+    assert "<img src=x" not in body
+    assert changed(signed_in, "DELETE", f"/tokens/{made['made']['id']}").status == 200
+    assert made["made"]["id"] not in signed_in.get("/settings").body
+
+
+# --- what a job was given and left ---
+
+LEAVES = """
+import os, pathlib
+out = pathlib.Path(os.environ['RUNNER_OUT'])
+for name, data in {files!r}.items():
+    (out / os.fsdecode(name)).parent.mkdir(exist_ok=True)
+    (out / os.fsdecode(name)).write_bytes(data)
+"""
+SCRIPT = b"<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def left(box: wire.Box) -> int:
+    """A job that left pictures, texts and traps."""
+    files = {
+        b"plots/loss.png": a_png(8, 8), b"trap.png": SCRIPT, b"page.html": SCRIPT, b"drawing.svg": b"<svg onload=x>",
+        b"notes.txt": SCRIPT + b"\n\x1b[31mred", b"model.bin": b"\0" * 64, b"odd \xff\n%2e?#&\".txt": b"odd",
+    }  # fmt: skip
+    job = box.submit([sys.executable, "-c", LEAVES.format(files=files)], name="leaves")
+    assert box.ended(job)["state"] == words.SUCCEEDED
+    return job
+
+
+def test_outputs_are_listed_and_pictures_shown(signed_in: Browser, left: int) -> None:
+    for path in (f"/jobs/{left}", f"/part/jobs/{left}/outputs"):
+        body = signed_in.get(path).body
+        shown = re.findall(r'<img src="([^"?]+)', body)
+        assert shown == [f"/jobs/{left}/picture/plots/loss.png", f"/jobs/{left}/picture/trap.png"]
+        assert f"/jobs/{left}/outputs/odd%20%FF%0A%252e%3F%23%26%22.txt" in body
+        assert "<svg onload" not in body
+
+
+def test_a_picture_is_sent_as_one_and_nothing_else_is(signed_in: Browser, left: int) -> None:
+    reply = signed_in.get(f"/jobs/{left}/picture/plots/loss.png?v=1")
+    assert (reply.status, reply.headers["content-type"]) == (200, "image/png")
+    assert reply.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    for name in ("trap.png", "page.html", "drawing.svg", "notes.txt", "../log", "plots", "none.png"):
+        assert signed_in.get(f"/jobs/{left}/picture/{name}").status in (404, 422), name
+
+
+@pytest.mark.parametrize("name", ["page.html", "notes.txt", "drawing.svg", "trap.png"])
+def test_a_text_is_previewed_as_text(signed_in: Browser, left: int, name: str) -> None:
+    reply = signed_in.get(f"/jobs/{left}/outputs/{name}")
+    assert reply.status == 200
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    tags = _Tags()
+    tags.feed(reply.body)
+    assert tags.wrong == []
+    assert '<pre class="text"' in reply.body
+    assert "<script>alert" not in reply.body
+    assert "<svg onload" not in reply.body
+    assert "\x1b" not in reply.body
+
+
+def test_what_cannot_be_shown_is_downloaded_and_never_run(signed_in: Browser, left: int) -> None:
+    assert "no text and no picture" in signed_in.get(f"/jobs/{left}/outputs/model.bin").body
+    odd = "odd%20%FF%0A%252e%3F%23%26%22.txt"
+    assert ">odd</pre>" in signed_in.get(f"/jobs/{left}/outputs/{odd}").body
+    for name in ("page.html", "drawing.svg", odd):
+        reply = signed_in.get(f"/api/v1/jobs/{left}/outputs/{name}")
+        assert (reply.status, reply.headers["content-type"]) == (200, "application/octet-stream")
+        assert reply.headers["content-disposition"] == "attachment"
+        assert reply.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert signed_in.get(f"/jobs/{left}/outputs/none").status == 404
+
+
+def test_files_and_what_changed_since_the_run_before(signed_in: Browser) -> None:
+    box = signed_in.box
+    once = {"main.py": b"print('<b>one')\n", "pic": b"\0\1", "gone.txt": b"x\n"}
+    later = {"main.py": b"print('<b>two')\n", "pic": b"\0\2", "new.txt": b"y\n"}
+    given: dict[str, Any] = {"script": "main.py", "project": "/p", "environment": "base"}
+    one, two = (
+        box.submit(["python", "main.py", str(number)], name="differs", snapshot=send(box, files), **given)
+        for number, files in enumerate((once, later), 1)
+    )
+    box.ended(one)
+    assert f'/jobs/{two}/diff"' in signed_in.get(f"/jobs/{two}").body
+    body = signed_in.get(f"/jobs/{two}/diff").body
+    assert f"#{one}" in body
+    for said in ("python main.py 1", "-print(&#39;&lt;b&gt;one&#39;)", "+print(&#39;&lt;b&gt;two&#39;)", "gone.txt",
+                 "pic differ (binary", "+y"):  # fmt: skip
+        assert said in body, said
+    assert body.count('class="badge" title="changed"') == 2
+    assert "Nothing: the same files" in signed_in.get(f"/jobs/{two}/diff?to={two}").body
+    assert signed_in.get(f"/jobs/{one}/diff").status == 404
+    assert f'/jobs/{one}/diff"' not in signed_in.get(f"/jobs/{one}").body
+    body = signed_in.get(f"/jobs/{two}/files").body
+    assert re.findall(r"/files/([\w.]+)\"", body) == ["main.py", "new.txt", "pic"]
+    assert "print(&#39;&lt;b&gt;two&#39;)" in signed_in.get(f"/jobs/{two}/files/main.py").body
+    assert signed_in.get(f"/jobs/{two}/files/gone.txt").status == 404
+    assert "without files" in signed_in.get("/jobs/1/files").body
 
 
 def test_the_stream_tells_of_changes(signed_in: Browser) -> None:
@@ -413,6 +644,36 @@ def test_a_receipt_says_what_it_cost_and_what_was_left() -> None:
     first, second = work.advice(job, [use], 24 * GIB)
     assert "39 % of the time" in first
     assert "--gpu-mem 10G" in second
+
+
+def test_moving_in_the_queue_is_a_priority() -> None:
+    queue = [a_job(9, priority=2), a_job(3), a_job(5), a_job(7)]
+    order = lambda jobs: [job.id for job in sorted(jobs, key=lambda job: (-job.priority, job.id))]  # noqa: E731
+    assert work.moves(queue, 0) == {"top": None, "up": None, "down": 0}, "behind its equals, too"
+    assert work.moves(queue, 1) == {"top": 2, "up": 2, "down": -1}
+    assert work.moves(queue, 2) == {"top": 2, "up": 1, "down": -1}
+    assert work.moves(queue, 3)["down"] is None
+    for at in range(1, 4):
+        moved = [replace(job, priority=work.moves(queue, at)["up"]) if n == at else job for n, job in enumerate(queue)]
+        assert order(moved).index(queue[at].id) < at
+        top = [replace(job, priority=work.moves(queue, at)["top"]) if n == at else job for n, job in enumerate(queue)]
+        assert order(top)[0] == queue[at].id
+    full = [a_job(1, priority=1000), a_job(2)]
+    assert work.moves(full, 1) == {"top": None, "up": None, "down": None}
+
+
+@pytest.mark.parametrize(
+    ("values", "can"),
+    [
+        ({}, ["cancel", "hold"]),
+        ({"held": True}, ["cancel", "release"]),
+        ({"state": words.RUNNING}, ["cancel", "kill"]),
+        ({"state": words.FAILED}, ["rerun"]),
+        ({"state": words.SUCCEEDED, "adopts": [7, 1]}, []),
+    ],
+)
+def test_what_can_be_done_with_a_job(values: dict[str, Any], can: list[str]) -> None:
+    assert work.can(a_job(**values)) == can
 
 
 def test_every_state_of_a_job_and_of_a_gpu_has_a_sign() -> None:

@@ -14,13 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LINES_MAX = 450
 
-WORDS = ("runner.words", "runner.errors", "runner.paths", "runner.files", "runner.model")
+WORDS = ("runner.words", "runner.errors", "runner.paths", "runner.files", "runner.model", "runner.comparison")
 
 # Folder (or module) -> what of ours it may import, and why nothing else.
 MAY_IMPORT = {
     "runner.words": ((), "the vocabulary is read by every process, so it must cost nothing"),
     "runner.errors": ((), "every process can fail, so errors must cost nothing"),
     "runner.paths": ((), "every process has paths, so they must cost nothing"),
+    "runner.comparison": ((), "the command and the page show the same differences, and neither may import the other"),
     "runner.files": (("runner.paths",), "it is frozen beside the supervisor, which has nothing else of ours"),
     "runner.model": (("runner.words",), "the schema says what things are, not how they are done"),
     "runner.job": (

@@ -365,3 +365,21 @@ def test_a_fault_is_a_notice_that_says_whose_job_it_was(tmp_path: Path) -> None:
         assert hall.store.see_notices(mine.id, hall.now) == 1
         assert [notice.id for notice in hall.store.notices(unseen=True)] == [lost.id]
         assert hall.store.notices(before=lost.id)[0].seen_at == hall.now
+
+
+def test_another_price_holds_from_now_on_and_currencies_are_never_added() -> None:
+    job = alone()
+    desk = Desk(job, price="1")
+    desk.gives(job)
+    desk.runs(11)
+    before = desk.ledger.of(job.id)[0].cost
+    assert before is not None
+    desk.ledger.price(parse("2"), "EUR")
+    desk.runs(10)
+    after = desk.ledger.of(job.id)[0].cost
+    assert after is not None
+    assert after - before == pytest.approx(2 * before, rel=0.2)
+    desk.ledger.price(parse("2"), "CHF")
+    desk.runs(10)
+    use = desk.ledger.of(job.id)[0]
+    assert (use.cost, use.currency) == (after, "EUR")

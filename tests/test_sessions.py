@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import ADMIN, ANN, a_hall
+from builders import ADMIN, ANN, BOB, a_hall
 
 from runner import errors
 from runner.box import auth, sessions
@@ -32,7 +33,7 @@ def test_a_code_works_once() -> None:
 def test_a_code_works_for_a_minute() -> None:
     known = Sessions()
     code = known.invite(ANN, 7480, now=0.0)
-    with pytest.raises(errors.NotTrusted, match="older than a minute"):
+    with pytest.raises(errors.NotTrusted, match="too old"):
         known.enter(code, now=60.0)
 
 
@@ -84,12 +85,74 @@ def test_two_boxes_at_once_have_two_cookies() -> None:
     assert cookie_name([HOST]) != cookie_name([(b"host", b"127.0.0.1:7481")])
 
 
+# --- phones, and links for others ---
+
+
+def test_a_code_for_a_phone_can_be_typed() -> None:
+    known = Sessions()
+    code = known.invite_phone(ANN, now=0.0)
+    assert re.fullmatch(r"([2-9a-z]{4}-){2}[2-9a-z]{4}", code)
+    assert not set(code) & set("01ilo")
+    assert known.holder(known.enter(code.upper(), now=299.0), now=300.0) == ANN
+    late = known.invite_phone(ANN, now=0.0)
+    with pytest.raises(errors.NotTrusted):
+        known.enter(late, now=300.0)
+
+
+def test_a_link_only_looks_until_it_is_over_or_revoked() -> None:
+    known = Sessions()
+    (one, share), (other, gone) = (known.share(ADMIN, 0, "anna", 7200.0, now=0.0) for _ in range(2))
+    cookie, lost = known.enter(one, now=10.0), known.enter(other, now=10.0)
+    who = known.holder(cookie, now=11.0)
+    assert (who.uid, who.role, who.share) == (ADMIN.uid, "read", share.id)
+    assert [(each.id, each.opened_at) for each in known.shares(ADMIN, now=20.0)] == [(share.id, 10.0), (gone.id, 10.0)]
+    assert known.shares(BOB, now=20.0) == []
+    with pytest.raises(errors.NotFound):
+        known.unshare(BOB, gone.id, now=20.0)
+    known.unshare(ADMIN, gone.id, now=20.0)
+    for shown_, now in ((lost, 21.0), (cookie, 7200.0)):
+        with pytest.raises(errors.NotTrusted):
+            known.holder(shown_, now)
+    assert known.seconds(cookie, now=200.0) == 7000.0
+    assert known.shares(ADMIN, now=7200.0) == []
+
+
+def test_a_link_that_was_revoked_is_not_opened_any_more() -> None:
+    known = Sessions()
+    code, share = known.share(ANN, 0, "", 7200.0, now=0.0)
+    known.unshare(ANN, share.id, now=1.0)
+    with pytest.raises(errors.NotTrusted):
+        known.enter(code, now=2.0)
+    late, _ = known.share(ANN, 0, "", 9 * 86400.0, now=0.0)
+    with pytest.raises(errors.NotTrusted):
+        known.enter(late, now=sessions.LINK_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("label", "seconds"), [("", 1.0), ("", 1e9), ("", float("nan")), ("x" * 101, 60.0), ("\n", 60.0)]
+)
+def test_a_link_has_an_end_and_a_short_label(label: str, seconds: float) -> None:
+    with pytest.raises(errors.BadRequest):
+        Sessions().share(ANN, 0, label, seconds, now=0.0)
+
+
+def test_there_are_not_endless_links() -> None:
+    known = Sessions()
+    for _ in range(sessions.SHARES_MAX):
+        known.share(ANN, 0, "", 60.0, now=0.0)
+    with pytest.raises(errors.Refused):
+        known.share(ANN, 0, "", 60.0, now=1.0)
+    assert known.share(ANN, 0, "", 60.0, now=61.0)
+
+
 # --- at the gate ---
 
 
-def at_the_gate(gate: Members, cookie: str, method: str = "GET", *more: tuple[bytes, bytes]) -> Principal:
+def at_the_gate(
+    gate: Members, cookie: str, method: str = "GET", *more: tuple[bytes, bytes], path: str = "/"
+) -> Principal:
     headers = [HOST, (b"cookie", f"gpubox-7480={cookie}".encode()), *more]
-    return gate.admit({"client": browser(("127.0.0.1", 5)), "method": method, "headers": headers})
+    return gate.admit({"client": browser(("127.0.0.1", 5)), "method": method, "headers": headers, "path": path})
 
 
 @pytest.fixture
@@ -160,3 +223,27 @@ def test_the_dashboards_own_port_takes_no_tokens(gate: Members) -> None:
     headers = [HOST, (b"authorization", f"Bearer {text}".encode())]
     with pytest.raises(errors.NotTrusted):
         gate.admit({"client": browser(("127.0.0.1", 5)), "method": "GET", "headers": headers})
+
+
+def test_who_came_by_a_link_sees_little_and_changes_nothing(gate: Members) -> None:
+    code, _ = gate.sessions.share(ANN, 7480, "", 3600.0, time.time())
+    cookie = gate.sessions.enter(code, time.time())
+    for path in (*auth.OPEN_TO_SHARES, "/gpus/0"):
+        assert at_the_gate(gate, cookie, path=path).role == "read"
+        if path != auth.SIGN_OUT:
+            with pytest.raises(errors.Refused):
+                at_the_gate(gate, cookie, "POST", SITE, path=path)
+    assert at_the_gate(gate, cookie, "POST", SITE, path=auth.SIGN_OUT).share
+    for path in (
+        "/jobs",
+        "/jobs/1",
+        "/events",
+        "/settings",
+        "/api/v1/jobs",
+        "/api/v1/logs/1",
+        "/api/v1/gpus",
+        "//",
+        "/x",
+    ):
+        with pytest.raises(errors.Refused, match="does not show"):
+            at_the_gate(gate, cookie, path=path)

@@ -68,5 +68,8 @@ function note(words) {
   return line;
 }
 
+// What is named like a picture and is none stays in the list of files.
+document.addEventListener("error", (event) => event.target.closest?.(".pictures figure")?.remove(), true);
+
 if (finished === "0") setInterval(changed, RENEW_MS);
 run();

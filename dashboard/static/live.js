@@ -3,6 +3,7 @@ import { listen } from "./stream.js";
 import { element, span, text } from "./words.js";
 import { now } from "./app.js";
 import { spark } from "./charts.js";
+import { keeping } from "./focus.js";
 
 const SPARK_SECONDS = 600;
 const sparks = new Map();
@@ -14,6 +15,8 @@ function draw(frame) {
     silence.querySelector("[data-part=silent]").textContent = frame.silent || "";
     silence.querySelector("[data-part=hint]").textContent = frame.hint || "";
   }
+  const icon = document.querySelector("link[rel=icon]");
+  if (icon.getAttribute("href") !== `/static/icon${frame.badge}.svg`) icon.href = `/static/icon${frame.badge}.svg`;
   let watts = 0;
   let strange = 0;
   for (const gpu of frame.gpus) {
@@ -24,8 +27,10 @@ function draw(frame) {
   }
   const place = document.getElementById("watts");
   if (place) set(place, watts.toFixed(0));
-  const shown = document.querySelectorAll("#gpus.cards:not(.one) [data-gpu]").length;
-  if (document.querySelector("#work") && (strange || shown > frame.gpus.length)) location.reload(); // a card came or left
+  const shown = document.querySelectorAll("#cards [data-gpu]").length;
+  if (document.getElementById("cards") && (strange || shown > frame.gpus.length)) {
+    document.body.dispatchEvent(new Event("cards")); // one came or left
+  }
   document.dispatchEvent(new CustomEvent("frame", { detail: frame }));
 }
 
@@ -55,14 +60,14 @@ function drawWho(place, gpu) {
   if (place.dataset.told === told) return;
   place.dataset.told = told;
   const lines = gpu.jobs.map((job) => {
-    const link = element("a", { href: `/jobs/${job.id}` }, element("span", { class: "number" }, `#${job.id}`), " ", text(job.name));
+    const link = element(job.path ? "a" : "span", job.path ? { href: job.path } : {}, element("span", { class: "number" }, `#${job.id}`), " ", text(job.name));
     const rest = element("span", { class: "dim" }, text(job.user));
     if (job.since) rest.append(" · ", element("time", { "data-since": job.since }, span(now() - job.since)));
     return element("p", {}, link, " ", rest);
   });
   if (gpu.others) lines.push(element("p", { class: "dim" }, text(gpu.others)));
   else if (!lines.length) lines.push(element("p", { class: "dim" }, text(gpu.why || "nobody uses it")));
-  place.replaceChildren(...lines);
+  keeping(() => place.replaceChildren(...lines));
 }
 
 function drawBadges(place, badges) {
@@ -74,6 +79,7 @@ function drawBadges(place, badges) {
 
 async function begin() {
   const cards = [...document.querySelectorAll("[data-gpu]")];
+  sparks.clear();
   for (const card of cards) sparks.set(card.dataset.gpu, spark(card.querySelector("[data-spark]"), SPARK_SECONDS));
   if (!cards.length) return;
   const reply = await fetch(`/api/v1/history?columns=utilization&last=${SPARK_SECONDS}&points=300`);
@@ -83,4 +89,5 @@ async function begin() {
 }
 
 begin();
+document.body.addEventListener("htmx:afterSwap", (event) => { if (event.target.id === "cards") begin(); });
 listen({ frame: draw, changed: () => document.body.dispatchEvent(new Event("changed")) });

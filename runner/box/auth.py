@@ -32,6 +32,10 @@ _MARK = "uid:"  # no address of a network connection begins like this
 _NETWORK = "tls:"  # nor like this
 _PAGE = "page:"  # nor like this
 _LOOKS = ("GET", "HEAD")
+SIGN_OUT = "/sign-out"  # whoever is in may leave
+# All that who came by a link for others may ask for; what is in it for them, the pages know.
+OPEN_TO_SHARES = ("/", "/part/work", "/queue", "/live", "/api/v1/history", SIGN_OUT)
+OPEN_BELOW = "/gpus/"
 ACCOUNT_SECONDS = 2.0  # the name of an account is believed so long: each request asks, and NSS may be slow
 WHO = "gpubox.who"  # in an ASGI scope: the Principal whom Front has let in
 
@@ -74,7 +78,10 @@ class Gate:
     def admit(self, scope: MutableMapping[str, Any]) -> Principal:
         """Who asks. Who may only look changes nothing, on whatever route."""
         who = self._who(scope)
-        if who.role == "read" and scope.get("method") not in _LOOKS:
+        path = str(scope.get("path", ""))
+        if who.share and path not in OPEN_TO_SHARES and not path.startswith(OPEN_BELOW):
+            raise Refused("this link does not show that", "who gave it to you can show it")
+        if who.role == "read" and path != SIGN_OUT and scope.get("method") not in _LOOKS:
             raise Refused(f"{who.user} may look, but not change anything", "a token with --scope submit may")
         return who
 
@@ -113,7 +120,7 @@ class Gate:
         if user_name(who.uid) != who.user:  # as for a token
             raise NotTrusted(f"the account that signed in ({who.user}) is not there any more", sessions.HINT)
         role = min(who.role, self.role(who.uid), key=words.ROLES.index)
-        return Principal(who.uid, who.user, role, who.token)
+        return Principal(who.uid, who.user, role, who.token, who.share)
 
     def role(self, uid: int) -> str:
         """submit or admin. Refused: neither."""

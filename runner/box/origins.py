@@ -26,6 +26,16 @@ def own_names(name: str, more: str) -> list[str]:
     return list(dict.fromkeys(kept)) or ["gpubox"]
 
 
+def own_address() -> str | None:
+    """By which this computer is seen from its network; None: it has none. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect(("192.0.2.1", 9))  # of no computer: only the way there is asked for
+            return str(asked.getsockname()[0])
+        except OSError:
+            return None
+
+
 def _sound(name: str) -> bool:
     return bool(name) and name.isascii() and not set(name) - set("abcdefghijklmnopqrstuvwxyz0123456789.-_:")
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import dashboard
 import runner
-from runner.box import chores, premises, settings
+from runner.box import chores, premises, settings, tariff
 from runner.box.api import House
 from runner.box.auth import Gate, Members
+from runner.box.choices import Choices
 from runner.box.code import Blobs, Trees
 from runner.box.custody import Custody, Launched
 from runner.box.daemon import Daemon
@@ -326,6 +327,12 @@ class _Made:
 
         return until_known
 
+    def _apply(self, chosen: Settings) -> None:
+        """What may change while the daemon runs has changed."""
+        self.settings = self.daemon.settings = chosen
+        self.history.keep(chosen)
+        self.daemon.gpus.ledger.price(tariff.parse(chosen.tariff), chosen.currency)
+
     def _watcher(self) -> list[str]:
         """The command that waits for an adopted process, from the frozen copy: it outlives upgrades."""
         return [getattr(sys, "_base_executable", sys.executable), "-I", "-S", self.pyz, "adopt"]
@@ -344,6 +351,7 @@ class _Made:
             tokens=tokens,
             secrets=kept(self.engine, self.settings.state),
             sets=self.sets,
+            choices=Choices(lambda: self.daemon.settings, self._apply),
             history=self.history,
             call=self.workers.call,
             leave=end.leave,

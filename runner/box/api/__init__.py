@@ -10,6 +10,7 @@ history.py  what they did, notices, numbers for Prometheus
 tokens.py who may come in over the network
 environments.py  what was built for jobs
 secrets.py  what is kept for jobs, and never told
+settings.py  what holds, and what may change meanwhile
 signin.py a browser's way in
 box.py    the box itself
 """
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Depends, FastAPI
 
 import runner
-from runner.box.api import box, code, data, environments, gpus, history, jobs, logs, secrets, signin, tokens
+from runner.box.api import box, code, data, environments, gpus, history, jobs, logs, secrets, settings, signin, tokens
 from runner.box.api.front import Front, set_words
 from runner.box.api.house import House
 from runner.box.auth import admitted
@@ -55,7 +56,7 @@ def make_app(house: House | None, pages: Callable[[FastAPI], None] | None = None
         redirect_slashes=False,
     )
     routes = APIRouter(prefix=PREFIX)
-    for part in (box, code, data, environments, gpus, history, jobs, logs, secrets, signin, tokens):
+    for part in (box, code, data, environments, gpus, history, jobs, logs, secrets, settings, signin, tokens):
         routes.include_router(part.routes)
     app.include_router(routes)
     if pages is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -59,7 +59,10 @@ class Front:
             except errors.Problem as problem:
                 doom(self.house, problem)
                 return await self._turned_away(scope, problem)(scope, receive, with_headers)
-            with self.house.answers(who.token) if who is not None and who.token else nullcontext():
+            with ExitStack() as answering:
+                for key in (who.token, who.share) if who is not None else ():
+                    if key:
+                        answering.enter_context(self.house.answers(key))
                 await self.app(scope, limited(scope, receive), with_headers)
         except ClientDisconnect:
             pass  # whoever asked has gone, with nobody left to tell

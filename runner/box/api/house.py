@@ -14,8 +14,10 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Header, Path, Request, Response
 
 from runner import errors
+from runner.box import origins
 from runner.box.api.uploads import Upload
 from runner.box.auth import Gate
+from runner.box.choices import Choices
 from runner.box.code import Blobs
 from runner.box.custody import Custody
 from runner.box.daemon import Daemon
@@ -51,6 +53,14 @@ class Network:
     fingerprint: str  # SHA-256 of its certificate, in hex
     let_in: Callable[[tuple[str, int]], None]  # a request of who came from there was
 
+    def found_at(self) -> list[str]:
+        """Names and addresses for who is in the same network, the likeliest first. A phone knows no host names but
+        those that mDNS tells it."""
+        only_here = self.address.startswith("127.") or self.address in origins.LOCAL
+        address = origins.own_address() if only_here else self.address
+        local = [name for name in self.names if name.endswith(".local")]
+        return list(dict.fromkeys([*([address] if address else []), *local[:1], *self.names[:1]]))
+
 
 class Pages(Protocol):
     """The dashboard, as far as the API knows of it."""
@@ -78,6 +88,7 @@ class House:
     tokens: Tokens
     secrets: Secrets
     sets: Sets
+    choices: Choices
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
     doomed: Callable[[errors.Problem], None]  # the state can't be written any more: end this daemon, say so
@@ -89,7 +100,9 @@ class House:
     unreachable: str | None = None  # why it does, where it should listen on the network, too
     connections: Sized = ()  # that are open now on the unix socket
     requests: int = 0  # being answered now, streams included
-    answering: dict[str, set[asyncio.Task[Any]]] = field(default_factory=dict)  # by the id of the token that was shown
+    answering: dict[str, set[asyncio.Task[Any]]] = field(
+        default_factory=dict
+    )  # by the id of the token, or the link, that was shown
     uploads: dict[tuple[int, str], Upload] = field(default_factory=dict)  # that go on, by whose and which key
     last_request: float = 0.0  # monotonic
     frame: int = 0  # counts what the collector has said
@@ -125,7 +138,7 @@ class House:
 
     @contextmanager
     def answers(self, token: str) -> Iterator[None]:
-        """This task answers a request that came with a token."""
+        """This task answers a request that came with a token, or by a link for others."""
         task = asyncio.current_task()
         assert task is not None, "a request is answered by a task"
         mine = self.answering.setdefault(token, set())

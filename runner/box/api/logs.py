@@ -125,7 +125,7 @@ async def output(
     job = here.job(job_id)
     name = outputs.named(request.scope["raw_path"].partition(b"/outputs/")[2])
     fd, found = await here.call(lambda: here.custody.open_file(job.id, name))
-    headers = {"Content-Length": str(max(0, found.st_size - offset))}
+    headers = {"Content-Length": str(max(0, found.st_size - offset)), "Content-Disposition": "attachment"}
     pieces = outputs.pieces(fd, offset, found.st_size)
     return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")
 

@@ -70,6 +70,10 @@ class Judge:
         self._memory: dict[tuple[int, str], list[tuple[float, int]]] = {}  # (job, GPU) -> (time, bytes)
         self._disk: list[tuple[float, int]] = []
 
+    def wait(self, idle_seconds: float, stalled_seconds: float) -> None:
+        """From now on it takes so long."""
+        self._idle, self._stalled = idle_seconds, stalled_seconds
+
     def look(self, scene: Scene) -> list[Notice]:
         """What is new and worth a word."""
         found = [notice for gpu in scene.gpus for notice in self._gpu(gpu, scene)]

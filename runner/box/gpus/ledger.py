@@ -39,6 +39,10 @@ class Ledger:
         self._accounts: dict[Key, _Account] = {}
         self._changed: set[Key] = set()
 
+    def price(self, tariff: Tariff | None, currency: str) -> None:
+        """What energy costs from now on. An attempt that was begun in another currency keeps what it had cost."""
+        self._tariff, self.currency = tariff, currency if tariff is not None else ""
+
     # --- leases ---
 
     def open(self, job: Job, now: float) -> None:
@@ -151,7 +155,9 @@ class Ledger:
 
     def _charge(self, use: Use, joules: float, at: float) -> None:
         use.energy_joules = (use.energy_joules or 0.0) + joules
-        if self._tariff is not None:
+        if use.cost is None:
+            use.currency = self.currency
+        if self._tariff is not None and use.currency == self.currency:
             use.cost = (use.cost or 0.0) + self._tariff.cost(joules, at)
 
     def _extremes(self, job: Job, use: Use, step: Step, shared: bool) -> None:

@@ -34,6 +34,8 @@ class Observer:
         if 0 <= now - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = now
+        settings = self._daemon.settings  # which may have changed
+        self._judge.wait(settings.idle_notice_minutes * 60, settings.stalled_notice_minutes * 60)
         scene = self._scene(now)
         self._daemon.gpus.notify(self._judge.look(scene))
         self._stop_idle(scene)

@@ -64,6 +64,10 @@ class History:
         self._told = ""
         self._tidied_at = 0.0
 
+    def keep(self, settings: Settings) -> None:
+        """How long, from now on."""
+        self._settings = settings
+
     def begin(self) -> dict[str, Count]:
         """Find out what the last daemon left; returns, by GPU, the counters as they were then. Takes milliseconds."""
         counts = {}

@@ -276,6 +276,12 @@ class Store(Usage, Tokens):
             rows = self._connection.execute(statements.PAST, {"program": program, "limit": limit})
             return [Past(*row) for row in rows]
 
+    def previous(self, job_id: int) -> int | None:
+        """The last job of the same program that ran before it, and was not submitted together with it."""
+        with self._read():
+            row = self._connection.execute(statements.PREVIOUS, {"id": job_id}).first()
+            return None if row is None else int(row[0])
+
     def every(self, states: Sequence[str] = ()) -> Iterator[bytes]:
         """Every job as JSON lines, some hundred at a time, made by SQLite itself: 10,000 of them in 60 ms."""
         after = 0

@@ -82,6 +82,12 @@ FROM jobs JOIN specs ON specs.id = jobs.spec_id LEFT JOIN attempts ON job_id = j
 WHERE program = :program AND program <> '' AND jobs.ended_at IS NOT NULL
 ORDER BY jobs.ended_at DESC, jobs.id DESC LIMIT :limit
 """)
+PREVIOUS = text("""
+SELECT before.id FROM jobs JOIN jobs AS before ON before.program = jobs.program
+WHERE jobs.id = :id AND before.program <> '' AND before.ended_at IS NOT NULL AND before.attempt > 0
+  AND before.id < jobs.id AND (jobs.group_id IS NULL OR before.group_id IS NOT jobs.group_id)
+ORDER BY before.id DESC LIMIT 1
+""")
 LAST_OF_ENVIRONMENTS = text("""
 SELECT environment, max(id), user FROM jobs WHERE environment IS NOT NULL GROUP BY environment
 """)  # with max() SQLite takes the other columns from that row
