@@ -391,6 +391,21 @@ def test_what_is_no_folder_is_refused(there: str, tmp_path: Path) -> None:
         Folder(str(tmp_path / there))
 
 
+@pytest.mark.parametrize("root", ["/", "~"])
+def test_a_whole_computer_or_home_is_no_data_set(root: str) -> None:
+    with pytest.raises(errors.BadRequest, match="more than data"):
+        Folder(os.path.expanduser(root))
+
+
+def test_reading_says_how_far_it_is_within_a_file_too(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "x").write_bytes(b"x" * 5_000_000)
+    said: list[tuple[int, int]] = []
+    Folder(str(tmp_path / "set"), lambda done, whole: said.append((done, whole)))
+    assert len(said) == 5
+    assert said[-1] == (5_000_000, 5_000_000)
+
+
 class Sly:
     """A box that sends what it likes."""
 

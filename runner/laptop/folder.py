@@ -35,6 +35,8 @@ class Folder:
         if not os.path.isdir(self.root):
             what = "is not a folder" if os.path.lexists(root) else "is not there"
             raise errors.BadRequest(f"{shown(root)} {what}", "`runner data push DIR [NAME]` takes a folder")
+        if self.root in ("/", os.path.realpath(os.path.expanduser("~"))):
+            raise errors.BadRequest(f"{shown(root)} holds more than data", "name the folder that the data is in")
         began = time.time_ns()
         self.passed: list[str] = []
         self._stamps: dict[str, Stamp] = {}
@@ -125,10 +127,13 @@ class Folder:
         new = {path: stamp for path, stamp in self._stamps.items() if known.get(path, (None,))[0] != stamp}
         whole, done, kind = sum(stamp[0] for stamp in new.values()), 0, hashes.sha256()
         shas = {path: known[path][1] for path in self._stamps if path not in new}
+
+        def so_far(read: int) -> None:
+            told(done + read, whole)
+
         for path in new:
-            told(done, whole)
             try:
-                self._stamps[path], shas[path] = hashes.of_file(self.root, path, kind)
+                self._stamps[path], shas[path] = hashes.of_file(self.root, path, kind, so_far)
             except FileNotFoundError as error:
                 raise _unreadable(path, error) from None
             except errors.BadData as problem:
