@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -331,6 +332,36 @@ def test_caches_are_put_where_the_box_says_for_jobs_and_for_a_daemon_that_follow
                 ]
                 made.stop()
                 made.start()
+        finally:
+            made.end()
+
+
+@pytest.mark.long
+def test_a_daemon_that_is_killed_in_a_push_goes_on_where_it_was(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "big").write_bytes(NOISE.randbytes(12_000_000))
+    whole, ways = sum(map(len, files_of(root).values())), 0
+    with wire.place() as place:
+        made = wire.Box(Path(place))
+
+        def limit() -> int:
+            nonlocal ways
+            ways += 1
+            if ways == 2:
+                made.stop(signal.SIGKILL)
+                made.start()
+            return 9_000_000 if ways == 1 else 1 << 60
+
+        try:
+            made.start()
+            far = laptop((made, {}), "unix", limit)
+            far.push(root, "set")
+            assert ways == 3
+            assert far.carried < 1.5 * whole, f"{far.carried} for {whole}"
+            job = made.ended(made.submit(["sh", "-c", "sha256sum <$RUNNER_DATA/set/big"], environment="base"))
+            said = made.ask("GET", f"/logs/{job['id']}").body.decode().split()
+            assert said[0] == sha256((root / "big").read_bytes()).hexdigest()
         finally:
             made.end()
 
