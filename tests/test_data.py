@@ -406,6 +406,15 @@ def test_a_folder_is_named_by_what_is_in_it(root: Path, tmp_path: Path) -> None:
     assert (list(changes["files"]), changes["removed"], changes["links"]) == (["big"], [], None)
 
 
+def test_many_changes_are_sent_as_a_whole_list(root: Path) -> None:
+    Folder(str(root)).remember()
+    many = root / ("n" * 200)
+    many.mkdir()
+    for number in range(3200):
+        (many / f"{number}").touch()
+    assert Folder(str(root)).changes() is None
+
+
 def test_what_is_no_file_is_named_and_left_out(root: Path) -> None:
     os.mkfifo(root / "pipe")
     (root / "away").symlink_to("/etc")

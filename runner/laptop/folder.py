@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Told = Callable[[int, int], object]  # bytes done, of how many
 
 MODE = 0o644  # of every file: a data set is not for running
-CHANGES = 10_000  # names: beyond, the whole list is sent, packed
+CHANGES_BYTES = 4 << 20  # of JSON, about: beyond, the whole list is sent, packed
 
 
 class Folder:
@@ -71,7 +71,8 @@ class Folder:
         same_dirs = before.empty == self.parts["dirs"]
         links = None if same_links else self.parts["links"]
         dirs = None if same_dirs else self.parts["dirs"]
-        if len(files) + len(removed) + len(links or ()) + len(dirs or ()) > CHANGES:
+        named = [*files, *removed, *(dirs or ()), *(links or {}), *(links or {}).values()]
+        if sum(6 * len(name) + 100 for name in named) > CHANGES_BYTES:  # \u1234 for a letter
             return None
         return {
             "id": self.id, "base": before.snapshot, "files": files, "removed": removed, "links": links, "dirs": dirs,
