@@ -21,7 +21,7 @@ import wire
 
 from runner import errors
 from runner.cli import data as command
-from runner.laptop import boxes, client, fetch, push, snapshot
+from runner.laptop import boxes, client, fetch, folder, push, snapshot
 from runner.laptop.addresses import Address
 from runner.laptop.fetch import Fetched
 from runner.laptop.folder import Folder
@@ -406,12 +406,13 @@ def test_a_folder_is_named_by_what_is_in_it(root: Path, tmp_path: Path) -> None:
     assert (list(changes["files"]), changes["removed"], changes["links"]) == (["big"], [], None)
 
 
-def test_many_changes_are_sent_as_a_whole_list(root: Path) -> None:
+def test_many_changes_are_sent_as_a_whole_list(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "CHANGES_BYTES", 1000)
     Folder(str(root)).remember()
-    many = root / ("n" * 200)
-    many.mkdir()
-    for number in range(3200):
-        (many / f"{number}").touch()
+    (root / "new").touch()
+    assert Folder(str(root)).changes() is not None
+    for number in range(9):
+        (root / f"new{number}").touch()
     assert Folder(str(root)).changes() is None
 
 
