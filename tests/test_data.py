@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import tools
 import wire
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner import errors
 from runner.cli import data as command
@@ -183,6 +185,8 @@ def test_a_set_goes_there_is_read_and_comes_back(
     assert os.readlink(tmp_path / "back" / "link") == "part0/0.bin"
     assert (tmp_path / "back" / "empty").is_dir()
     assert far.pull(way, tmp_path / "back").fetched == 0
+    box[0].post("/box/clean", {"older_than_days": 0})
+    assert far.pull(way, tmp_path / "again").fetched == 62, "housekeeping touches no set"
 
 
 @pytest.mark.long
@@ -490,6 +494,30 @@ def test_a_box_that_lies_writes_nothing_anywhere(listed: bytes, tmp_path: Path) 
         fetch.fetch(sly, "set", str(target))
     assert refused.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+PARTS = st.sampled_from(["", ".", "..", "a", "b", "c", ".git", "..x", "a\0", "\\", "~", ".runner-pull-1"])
+PATHS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
+LISTS = st.fixed_dictionaries({
+    "files": st.dictionaries(PATHS, st.just([0o644, 1, "a" * 64]), max_size=4),
+    "links": st.dictionaries(PATHS, PATHS, max_size=3),
+    "dirs": st.lists(PATHS, max_size=2),
+})  # fmt: skip
+
+
+@given(LISTS)
+def test_no_list_that_is_believed_leads_out(listed: dict[str, Any]) -> None:
+    try:
+        fetch.check(listed)
+    except ValueError:
+        return
+    for path in (*listed["files"], *listed["links"], *listed["dirs"]):
+        assert os.path.normpath(f"/here/{path}") == f"/here/{path}"
+        assert not set(path.split("/")[:1]) & {".git", ".runner-pull-1"}
+        above = {path[:at] for at, letter in enumerate(path) if letter == "/"}
+        assert above.isdisjoint({*listed["files"], *listed["links"]})
+    for path, to in listed["links"].items():
+        assert os.path.normpath(f"/here/{os.path.dirname(path)}/{to}").startswith("/here")
 
 
 @pytest.mark.parametrize("sent", [b"no!", b"ab", b"", b"abcd"], ids=["wrong", "short", "nothing", "long"])
