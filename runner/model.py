@@ -241,6 +241,10 @@ class Sample:
     ecc_errors: int | None = None  # uncorrected, since the driver was loaded
     recovery: str | None = None  # what the driver says is needed: none | reset | reboot | drain | ...
     persistence: bool | None = None
+    pcie_sent_per_second: float | None = None  # bytes; this and the next three only while somebody looks
+    pcie_received_per_second: float | None = None
+    encoder: float | None = None  # 0..1
+    decoder: float | None = None
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ HOT = {
     "at", "memory_used_bytes", "utilization", "memory_utilization", "power_watts", "temperature_celsius",
     "sm_clock_hertz", "throttled_by",
 }  # fmt: skip
+DEAR = {"pcie_sent_per_second", "pcie_received_per_second", "encoder", "decoder"}
 TOO_LARGE = ("dataclasses", "typing", "inspect", "asyncio", "logging", "argparse", "pathlib", "runner.model")
 Line = dict[str, Any]
 
@@ -165,7 +166,7 @@ def test_a_process_has_the_fields_of_the_model_but_its_job(machine: Machine) -> 
     machine.start()
     (card,) = machine.line()["gpus"]
     assert set(card["processes"][0]) == {field.name for field in fields(Process)} - {"job"}
-    assert set(card["sample"]) | set(card["absent"]) == {field.name for field in fields(Sample)}
+    assert set(card["sample"]) | set(card["absent"]) == {field.name for field in fields(Sample)} - DEAR
 
 
 @pytest.mark.long
@@ -222,6 +223,23 @@ def test_a_probe_is_answered_at_once(machine: Machine) -> None:
     assert [process["memory_bytes"] for process in card["processes"]] == [GIB]
     assert took < 0.5
     assert machine.probe(one.uuid)["gpus"][0]["processes"] == []
+
+
+def test_what_is_dear_is_read_while_somebody_looks_and_of_that_card_alone(machine: Machine) -> None:
+    one, two = machine.fake.add("3090"), machine.fake.add("4090")
+    one.set(pcie_sent=1500, pcie_received=20, encoder=40)
+    machine.start()
+    assert not DEAR & set(gpu_of(machine.line(), one)["sample"])
+    machine.ours.send(f"closely {one.uuid}\nclosely GPU-none\n".encode())
+    frame = machine.until(lambda frame: "encoder" in gpu_of(frame, one)["sample"])
+    sample = gpu_of(frame, one)["sample"]
+    assert {name: sample[name] for name in DEAR} == {
+        "pcie_sent_per_second": 1.5e6, "pcie_received_per_second": 20e3, "encoder": 0.4, "decoder": 0.0,
+    }  # fmt: skip
+    assert not DEAR & set(gpu_of(frame, two)["sample"])
+    frame = machine.until(lambda frame: "encoder" in gpu_of(frame, one)["absent"])
+    assert {gpu_of(frame, one)["absent"][name] for name in DEAR} == {"read only while somebody looks"}
+    assert not DEAR & set(gpu_of(machine.line(), one)["absent"]), "said once"
 
 
 def test_a_probe_of_what_is_not_there_says_so(machine: Machine) -> None:

@@ -47,6 +47,10 @@ REST = {
     "ecc_errors": 0,
     "recovery": "none",
     "persistence": True,
+    "pcie_sent_per_second": 1.5e6,
+    "pcie_received_per_second": 0.0,
+    "encoder": 0.4,
+    "decoder": 0.0,
 }
 PROCESS = {
     "pid": 4321,

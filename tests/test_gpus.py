@@ -346,6 +346,20 @@ def test_gpus_of_one_job_are_those_nearest_to_each_other(site: Site) -> None:
     assert sorted(site.sees(job).split(",")) == near
 
 
+def test_what_moves_over_the_bus_is_told_while_somebody_asks(site: Site) -> None:
+    site.fake.gpus[1].set(pcie_received=12_000)
+
+    def told() -> Any:
+        with wire.Wire(site.box.socket) as asked:
+            asked.send("GET", "/gpus/1/traffic")
+            said = asked.reply().json()
+        return said if said["pcie_received_per_second"] is not None else None
+
+    assert wait_until(told, 20, site.box.story) == {
+        "pcie_sent_per_second": 0.0, "pcie_received_per_second": 12e6, "encoder": 0.0, "decoder": 0.0, "absent": {},
+    }  # fmt: skip
+
+
 def test_a_gpu_can_be_drained_and_opened_again(site: Site) -> None:
     running = site.runs("--gpus", "1", "--gpu-type", "4090")
     said = site.box.call("gpus", "drain", "2").stderr

@@ -29,3 +29,19 @@ document.addEventListener("frame", () => {
   if (!zoomed && now() - loaded > pause && !section.querySelector("details[open], .plot:hover")) load();
 });
 load();
+
+// What is read only while somebody looks: every other frame, and not in a tab that is hidden.
+let traffic = 0;
+document.addEventListener("frame", async () => {
+  if (document.hidden || now() - traffic < 1.9) return;
+  traffic = now();
+  const reply = await fetch(`/api/v1/gpus/${document.getElementById("gpus").dataset.uuid}/traffic`).catch(() => null);
+  if (!reply?.ok) return;
+  const said = await reply.json();
+  for (const place of document.querySelectorAll("[data-traffic]")) {
+    const value = said[place.dataset.traffic];
+    const share = place.dataset.traffic.endsWith("coder");
+    place.textContent = value === null ? "–" : share ? `${Math.round(value * 100)} %` : `${(value / 1e6).toFixed(0)} MB/s`;
+    place.title = said.absent[place.dataset.traffic] || "";
+  }
+});

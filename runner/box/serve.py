@@ -315,7 +315,7 @@ class _Made:
         spawn = spawner(self.diary.fd, *options) if own else Door(COLLECTOR_SOCKET)
         watch = Watch(spawn, heard, self.diary.write, expected)
         closing.callback(watch.close)
-        gpus.words, gpus.probe = watch.words, watch.probe
+        gpus.words, gpus.probe, gpus.look_closely = watch.words, watch.probe, watch.look_closely
         gpus.hint = lambda: watch.trouble.hint if watch.trouble is not None else ""
         watch.begin()
         if not watch.looks:

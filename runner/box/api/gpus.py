@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
@@ -41,6 +41,30 @@ async def gpus(here: Here) -> Response:
     now = time.time()
     rack = here.daemon.gpus
     return answer({"gpus": rack.view(now), "silent": rack.silence(now), "hint": rack.hint()})
+
+
+@dataclass
+class Traffic:
+    """Read every two seconds, from the first question until ten seconds after the last one; before that, nothing."""
+
+    pcie_sent_per_second: float | None  # bytes
+    pcie_received_per_second: float | None
+    encoder: float | None  # 0..1
+    decoder: float | None
+    absent: dict[str, str]  # field -> why it is None
+
+
+@routes.get("/gpus/{name}/traffic", response_model=Traffic)
+async def traffic(here: Here, name: Named) -> Response:
+    """What a GPU moves over the bus, and how busy its video units are."""
+    await here.gpus_known()
+    rack = here.daemon.gpus
+    uuid = rack.named(name)
+    rack.look_closely(uuid)
+    seen = next(gpu for gpu in rack.view(time.time()) if gpu.uuid == uuid)
+    known = [each.name for each in fields(Traffic) if each.name != "absent"]
+    absent = {field: why for field, why in seen.absent.items() if field in known}
+    return answer({field: getattr(seen.sample, field, None) for field in known} | {"absent": absent})
 
 
 @routes.post("/gpus/{name}/drain", response_model=One)

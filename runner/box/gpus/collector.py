@@ -15,7 +15,7 @@ from runner.box.gpus.bus import Bus
 from runner.box.gpus.faults import Lost
 from runner.box.gpus.holders import Holders
 from runner.box.gpus.kernel_log import KernelLog
-from runner.box.gpus.nvml import COLD, HOT, WARM, Card, Session
+from runner.box.gpus.nvml import COLD, DEMAND, HOT, ON_DEMAND, WARM, Card, Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ TROUBLES = ("no_library", "driver_not_loaded", "version_mismatch", "no_gpu", "no
 FATAL = ("no_library", "driver_not_loaded", "version_mismatch")  # this process can't be mended: another may do
 MOVED = 64 << 20  # bytes: memory in use changed by more, so look at once who holds it
 PATIENCE = 3  # cycles in which a card answers nothing but errors
+LOOKED_AT = 10.0  # seconds for which a card is read closely after somebody asked for it
+NOBODY_LOOKS = "read only while somebody looks"
 PAUSE, PAUSE_MAX = 1.0, 30.0  # seconds between two attempts to get a lost card back
 LINE_MAX = 4096  # bytes of what the daemon says
 FAREWELL = 2.0  # seconds for the last line to leave
@@ -49,6 +51,8 @@ def run(link: Link, collector: Collector, pace: float = 1.0, beat: Callable[[], 
                 verb, _, uuid = line.partition(" ")
                 if verb == "probe":
                     link.send(collector.probe(uuid, time.monotonic() * pace))
+                elif verb == "closely":
+                    collector.look_closely(uuid, time.monotonic() * pace)
     except ConnectionError:
         return 0
     except Lost as lost:
@@ -124,10 +128,11 @@ class Link:
 class Turn:
     """What a card's next readings depend on."""
 
-    __slots__ = ("cold_at", "failures", "pids", "used", "warm_at", "worked")
+    __slots__ = ("close_at", "close_until", "cold_at", "failures", "pids", "used", "warm_at", "worked")
 
     def __init__(self, now: float) -> None:
         self.warm_at = self.cold_at = now  # monotonic
+        self.close_at, self.close_until = now, 0.0  # 0: nobody looks
         self.used: object = None  # bytes in use when its processes were read last
         self.pids: list[int] = []
         self.failures = 0  # cycles in a row in which it answered nothing but errors
@@ -143,7 +148,17 @@ class Turn:
         if now >= self.cold_at:
             due.append(COLD)
             self.cold_at = now + COLD - shift % COLD
+        if self.close_at <= now < self.close_until:
+            due.append(DEMAND)
+            self.close_at = now + DEMAND
         return tuple(due)
+
+    def is_left(self, now: float) -> bool:
+        """Whether nobody looks any more, as of now."""
+        left = 0.0 < self.close_until <= now
+        if left:
+            self.close_until = 0.0
+        return left
 
 
 class Collector:
@@ -191,6 +206,12 @@ class Collector:
             answer = {"uuid": uuid, "state": ERROR, "detail": "the driver does not list it"}
         return {"kind": "probe", "at": at, "gpus": [answer]}
 
+    def look_closely(self, uuid: str, now: float) -> None:
+        """Somebody looks at this card: for a while its frames say what is too dear to be read for nobody."""
+        turn = self._turns.get(uuid)
+        if turn is not None:
+            turn.close_until = now + LOOKED_AT
+
     # --- one card ---
 
     def _read(self, card: Card, now: float, at: float, probing: bool = False) -> Message:
@@ -203,6 +224,8 @@ class Collector:
             values, reasons = card.read(tiers, now)
             _answered(turn, bool(values) or not any(why.startswith("error") for why in reasons.values()))
             turn.worked = turn.worked or bool(values)
+            if turn.is_left(now):
+                reasons.update(dict.fromkeys(ON_DEMAND, NOBODY_LOOKS))
             used = values.get("memory_used_bytes")
             due = probing or WARM in tiers or _moved(turn.used, used)
             processes = self._processes(card, now, turn, used, reasons) if due else None

@@ -354,4 +354,8 @@ _SAMPLE: dict[str, Read] = {
     "ecc_errors": _count(COUNT_MAX),
     "recovery": lambda said: _text(said, WORD_MAX) or None,
     "persistence": _flag,
+    "pcie_sent_per_second": _between(0.0, 1e13),
+    "pcie_received_per_second": _between(0.0, 1e13),
+    "encoder": _SHARE,
+    "decoder": _SHARE,
 }

@@ -39,6 +39,7 @@ class Rack:
         self.cards = Cards(store.gpus(), self.ours, settings.gpu_desktop_bytes, settings.gpu_free_seconds)
         # What is not known before somebody watches: by default there is no collector, and no GPU.
         self.words: Callable[[float], str | None] = lambda now: "no NVIDIA driver found"
+        self.look_closely: Callable[[str], None] = lambda uuid: None  # has more of a GPU read for some seconds
         self.probe: Callable[[str], None] | None = None  # has one GPU read at once; None: nobody to ask
         self.hint: Callable[[], str] = lambda: ""  # what to do about `words`
         self._written = {uuid: replace(gpu) for uuid, gpu in self.cards.known.items()}  # as the database has them

@@ -108,9 +108,16 @@ class Watch:
 
     def probe(self, uuid: str) -> None:
         """Ask for one GPU at once: a Probe follows, unless the collector is not there or not listening."""
+        self._ask(f"probe {uuid}\n")
+
+    def look_closely(self, uuid: str) -> None:
+        """Have the frames of the next seconds say more of one GPU."""
+        self._ask(f"closely {uuid}\n")
+
+    def _ask(self, line: str) -> None:
         if self._collector is not None and self._collector.link is not None:
             with suppress(OSError):
-                self._collector.link.send(f"probe {uuid}\n".encode())
+                self._collector.link.send(line.encode())
 
     def words(self, now: float) -> str | None:
         """Why nothing is known of the GPUs; None: all is well. now: epoch seconds."""

@@ -15,7 +15,7 @@ from runner.box.gpus import faults
 from runner.box.gpus.bus import place
 from runner.box.gpus.faults import Lost, Nonsense
 from runner.box.gpus.nvml import readers
-from runner.box.gpus.nvml.readers import COLD, FIELDS, HOT, WARM, either, host_memory
+from runner.box.gpus.nvml.readers import COLD, DEMAND, FIELDS, HOT, ON_DEMAND, WARM, either, host_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Reader = Callable[["Card"], tuple[object, ...]]
     Call = Callable[..., Any]
 
-__all__ = ["COLD", "FIELDS", "HOT", "WARM", "Card", "Session", "either", "host_memory"]
+__all__ = ["COLD", "DEMAND", "FIELDS", "HOT", "ON_DEMAND", "WARM", "Card", "Session", "either", "host_memory"]
 
 ASK_AGAIN = 600.0  # seconds until something that this card does not expose is tried once more
 NVLINK = 5  # a link level of ours, nearer than NVML's nearest between two boards (10: one PCIe switch)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Call = Callable[..., Any]
 
 HOT, WARM, COLD = 1.0, 5.0, 60.0  # seconds between two readings of a field: its tier
+DEMAND = 2.0  # likewise, while somebody looks: each of these keeps the driver busy for 20 ms
 THROTTLES = (  # bit of the clocks' event reasons -> our word; idle (1) is no reason to worry and has none
     (pynvml.nvmlClocksEventReasonApplicationsClocksSetting, "set_clocks"),
     (pynvml.nvmlClocksEventReasonSwPowerCap, "power_cap"),
@@ -274,6 +275,20 @@ def _pcie_most(card: Card) -> tuple[object, ...]:
     return _within(generation, 16, "as PCIe generation"), _within(width, 32, "PCIe lanes")
 
 
+def _pcie_throughput(which: int) -> Reader:
+    def read(card: Card) -> tuple[object, ...]:
+        return (_within(pynvml.nvmlDeviceGetPcieThroughput(card.handle, which) * 1e3, 1e13, "B/s"),)  # said in KB/s
+
+    return read
+
+
+def _coder(utilization_of: Call) -> Reader:
+    def read(card: Card) -> tuple[object, ...]:
+        return (_within(utilization_of(card.handle)[0], 100, "% busy") / 100,)
+
+    return read
+
+
 def _remapped(card: Card) -> tuple[object, ...]:
     _, _, pending, failed = pynvml.nvmlDeviceGetRemappedRows(card.handle)
     return bool(pending), bool(failed)
@@ -315,4 +330,9 @@ FIELDS: tuple[tuple[tuple[str, ...], float, Reader], ...] = (
     (("ecc_errors",), COLD, _ecc_errors),
     (("recovery",), COLD, _recovery),
     (("persistence",), COLD, _persistence),
+    (("pcie_sent_per_second",), DEMAND, _pcie_throughput(pynvml.NVML_PCIE_UTIL_TX_BYTES)),
+    (("pcie_received_per_second",), DEMAND, _pcie_throughput(pynvml.NVML_PCIE_UTIL_RX_BYTES)),
+    (("encoder",), DEMAND, _coder(pynvml.nvmlDeviceGetEncoderUtilization)),
+    (("decoder",), DEMAND, _coder(pynvml.nvmlDeviceGetDecoderUtilization)),
 )
+ON_DEMAND = tuple(name for names, tier, _ in FIELDS if tier == DEMAND for name in names)
