@@ -143,7 +143,11 @@ def box(cpus: int = 2, folder: str | None = None) -> Iterator[Box]:
 
 def project(box_: Box, files: int, size: int = 20_000) -> str:
     """A git project of so many files in folders of 50, with a script at its root."""
-    root = f"{box_.root}/project"
+    return project_in(box_.root, box_.env, files, size)
+
+
+def project_in(folder: str, env: dict[str, str], files: int, size: int = 20_000) -> str:
+    root = f"{folder}/project"
     for number in range(files - 1):
         folder = f"{root}/package{number // 50}"
         os.makedirs(folder, exist_ok=True)
@@ -152,7 +156,7 @@ def project(box_: Box, files: int, size: int = 20_000) -> str:
     with open(f"{root}/train.py", "w") as file:
         file.write("print('hi', flush=True)\n")
     for arguments in (["init", "-q"], ["add", "-A"]):
-        subprocess.run(["git", *arguments], cwd=root, env=box_.env, check=True)
+        subprocess.run(["git", *arguments], cwd=root, env=env, check=True)
     return root
 
 

@@ -19,7 +19,8 @@ from dashboard.live import Live, cards
 from dashboard.totals import Sums
 from runner import errors, words
 from runner.box import listing
-from runner.box.api.house import House, JobId, Network
+from runner.box.api import PREFIX
+from runner.box.api.house import House, JobId, Network, answer
 from runner.box.auth import WHO, Who
 from runner.box.forecast import start_of
 from runner.box.sessions import shown
@@ -73,10 +74,12 @@ class Pages:
             "/events": self.events,
             "/settings": self.settings,
             "/live": self.live,
+            f"{PREFIX}/live": self.live,  # for `runner top`, which shows the same
+            f"{PREFIX}/overview": self.overview_json,
             **self._contents.ways(),
         }
-        for path, answer in ways.items():
-            closed.add_api_route(path, answer, methods=["GET"], response_model=None)
+        for path, way in ways.items():
+            closed.add_api_route(path, way, methods=["GET"], response_model=None)
         closed.add_api_route("/sign-out", self.sign_out, methods=["POST"], response_model=None)
         app.include_router(closed)
         app.add_route("/static/{name:path}", assets.serve, ["GET"])
@@ -100,6 +103,12 @@ class Pages:
         await self._house.gpus_known()
         values = {"live": cards(self._house, guest(request.scope)), **await self._work(request.scope)}
         return render.page("overview.html", {**values, **self._base(request.scope, "overview")})
+
+    async def overview_json(self) -> Response:
+        """The overview for a terminal: what the page is rendered from."""
+        await self._house.gpus_known()
+        role = {WHO: Principal(0, "", "read")}  # what may be done, the box says when it is asked
+        return answer({"live": cards(self._house), **await self._work(role)})
 
     async def part_work(self, request: Request) -> Response:
         return render.page("part.html", await self._work(request.scope))

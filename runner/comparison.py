@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 COMPARED = (
     "command", "directory", "environment", "cpus", "memory_bytes", "gpus", "gpu_type", "gpu_memory_bytes", "exclusive",
-    "gpu_ids", "time_limit", "grace", "retries", "retry_on", "requeue", "env",
+    "gpu_ids", "time_limit", "stop_if_idle", "grace", "retries", "retry_on", "requeue", "env",
 )  # fmt: skip
 SHOWN_LIMIT = 1 << 20  # bytes; a longer file is named, not compared line by line
 BINARY_LOOK = 8000  # bytes, in which a file that is no text has a zero

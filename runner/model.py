@@ -42,6 +42,7 @@ class JobSpec:
     gpu_ids: str = "uuid"  # uuid | index: what CUDA_VISIBLE_DEVICES holds
     priority: int = 0
     time_limit: float | None = None
+    stop_if_idle: float | None = None  # it is ended when all its GPUs were idle so long
     grace: float = 30.0  # between TERM and KILL
     retries: int = 0
     retry_on: list[str] = field(default_factory=list)  # reasons; empty: any that a retry can change
@@ -115,6 +116,7 @@ class Job:
     adopts: list[int] = field(default_factory=list)
     gpu_uuids: list[str] = field(default_factory=list)
     time_limit: float | None = None
+    stop_if_idle: float | None = None
     expected_seconds: float | None = None  # how long it is likely to run, from past runs of the same program
     grace: float = 30.0
     group: str | None = None

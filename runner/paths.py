@@ -96,6 +96,10 @@ class StateDir(str):
         return f"{self}/blobs"  # file contents by sha256; a manifest is one of them
 
     @property
+    def data_sets(self) -> str:
+        return f"{self}/data-sets"  # unless a setting puts them elsewhere: contents, versions, names, views
+
+    @property
     def trees(self) -> str:
         return f"{self}/trees"  # trees/<job id>: the work tree of a job about to run or running
 
@@ -114,6 +118,10 @@ class StateDir(str):
     @property
     def supervisor(self) -> str:
         return f"{self}/supervisor"  # <sha256>.pyz: frozen copies of the supervisor
+
+    @property
+    def awaited(self) -> str:
+        return f"{self}/awaited"  # the laptop's: <box>:<job>, whose outputs have not come home
 
     def job(self, job_id: int) -> JobDir:
         return JobDir(f"{self.jobs}/{job_id}")

@@ -29,6 +29,7 @@ REASONS = {
     "code_failed": "its code could not be laid out on the box",
     "dependency_failed": "a job that it waits for did not succeed",
     "gpu_lost": "a GPU that it had was lost",
+    "gpu_idle": "it left its GPUs idle for as long as it said (--stop-if-idle)",
     "reboot": "the box went down while it ran",
     "supervisor_died": "its supervisor was killed, so the job was ended too",
     "record_missing": "its records were removed while it ran",

@@ -112,6 +112,7 @@ class Laptop:
         self.env = {
             **kept, "HOME": str(home), "XDG_CONFIG_HOME": f"{home}/config", "XDG_STATE_HOME": f"{home}/state",
             "XDG_CACHE_HOME": f"{home}/cache", "XDG_RUNTIME_DIR": f"{home}/run", "USER": "ann",
+            "GPUBOX_COURIER": "no",
             "PYTHONPATH": str(tools.ROOT),
         }  # fmt: skip
         self.known = home / ".ssh" / "known_hosts"

@@ -149,7 +149,11 @@ def test_outputs_are_listed_read_and_marked_as_fetched(daemon: wire.Box) -> None
     assert daemon.ask("GET", f"/jobs/{job_id}/outputs/m.json?offset=299998").body == b"xx"
     refused(daemon.ask("GET", f"/jobs/{job_id}/outputs/..%2F1%2Flog"), 422, "bad_request")
     refused(daemon.ask("GET", f"/jobs/{job_id}/outputs/none"), 404, "not_found")
-    assert daemon.post(f"/jobs/{job_id}/fetched") == {}
+    right = hashlib.sha256(b"x" * 300_000).hexdigest()
+    refused(daemon.ask("POST", f"/jobs/{job_id}/fetched", {"hashes": [right]}), 422, "bad_request")
+    assert daemon.post(f"/jobs/{job_id}/fetched", {"hashes": [right, "0" * 64]}) == {"differ": ["m.json"]}
+    assert daemon.get(f"/jobs/{job_id}")["job"]["fetched_at"] is None
+    assert daemon.post(f"/jobs/{job_id}/fetched", {"hashes": [right, right]}) == {"differ": []}
     assert daemon.get(f"/jobs/{job_id}")["job"]["fetched_at"] is not None
 
 
@@ -241,7 +245,7 @@ def test_a_body_that_does_not_say_how_long_it_is_stops_at_the_limit(daemon: wire
     [
         ("GET", "/nowhere", 404, "not_found"),
         ("DELETE", "/jobs", 405, "bad_request"),
-        ("GET", "/jobs/abc", 422, "bad_request"),
+        ("GET", "/jobs/abc", 404, "not_found"),
         ("GET", "/jobs/0", 422, "bad_request"),
         ("GET", "/jobs/99999999", 404, "not_found"),
         ("GET", f"/jobs/{2**70}", 422, "bad_request"),

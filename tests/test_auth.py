@@ -116,12 +116,21 @@ def _routes(found: Any) -> Iterator[Any]:
 # --- over the network ---
 
 NETWORK = Network(["box"], 7443, "", "", lambda address: None)
-NOTHING_ASKED = {"ids": [1], "priority": 1, "on": True, "pid": 1, "spec": {"command": ["true"]}, "id": "0" * 64}
+NOTHING_ASKED = {
+    "ids": [1],
+    "priority": 1,
+    "on": True,
+    "pid": 1,
+    "spec": {"command": ["true"]},
+    "id": "0" * 64,
+    "hashes": [],
+    "path": "/usr",
+}
 # What another member's submit token may do on each route that changes something; a new route has to be put here.
 THEIRS_IS_CLOSED = {
     "POST /jobs/cancel", "POST /jobs/hold", "POST /jobs/release", "POST /jobs/priority", "POST /jobs/1/fetched",
     "POST /box/drain", "POST /box/clean", "POST /box/stop", "POST /box/restart", "POST /gpus/1/drain",
-    "POST /gpus/1/forget", "POST /environments/prune",
+    "POST /gpus/1/forget", "POST /environments/prune", "PUT /data/1/link", "POST /notices/test",
     "PUT /settings/1", "DELETE /settings/1",
 }  # fmt: skip
 OPEN_TO_MEMBERS = {
@@ -129,6 +138,7 @@ OPEN_TO_MEMBERS = {
     "POST /tokens",
     "POST /notices/seen", "POST /dashboard",
     "PUT /secrets/1", "DELETE /secrets/1",  # of their own
+    "POST /data/blobs", "PUT /data/1", "DELETE /data/1",  # a set that is no other member's
     "DELETE /tokens/1", "DELETE /shares/1",  # which are not there, for them
 }  # fmt: skip
 CHANGES = [(method, path) for method, path in ROUTES if method not in ("GET", "HEAD")]

@@ -143,6 +143,7 @@ def home(tmp_path, monkeypatch) -> str:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("GPUBOX_BOX", raising=False)
+    monkeypatch.setenv("GPUBOX_COURIER", "no")
     return str(project)
 
 
@@ -402,7 +403,7 @@ def test_a_command_is_sent_as_it_is(box, run):
 
 def test_all_options_reach_the_box_as_the_model_has_them(box, run):
     options_ = (
-        "--name n --cpus 2 --mem 8G --gpus 1 --priority -3 --time-limit 1h --grace 0 --retries 2 "
+        "--name n --cpus 2 --mem 8G --gpus 1 --priority -3 --time-limit 1h --grace 0 --retries 2 --stop-if-idle 30m "
         "--retry-on signal,reboot --requeue --after 41 --after 40:any --env A=1 --base --array 3 --hold"
     )
     assert run("submit", "-d", *options_.split(), "train.py")[:2] == (0, "42\n")
@@ -411,7 +412,7 @@ def test_all_options_reach_the_box_as_the_model_has_them(box, run):
     submission = model.Submission(**{**body, "spec": spec})
     assert (spec.name, spec.cpus, spec.memory_bytes, spec.gpus, spec.priority) == ("n", 2, 8 << 30, 1, -3)
     assert (spec.time_limit, spec.grace, spec.retries, spec.retry_on) == (3600, 0, 2, ["signal", "reboot"])
-    assert (spec.requeue, spec.env, spec.environment) == (True, {"A": "1"}, "base")
+    assert (spec.requeue, spec.env, spec.environment, spec.stop_if_idle) == (True, {"A": "1"}, "base", 1800.0)
     assert spec.after == [model.After(41), model.After(40, any_end=True)]
     assert (submission.array, submission.held) == ([0, 1, 2], True)
 
@@ -500,7 +501,7 @@ def with_outputs(box, *ids):
         box.replies[f"GET /jobs/{job_id}"] = {"job": job(job_id, words.SUCCEEDED)}
         box.replies[f"GET /jobs/{job_id}/outputs"] = {"outputs": [file] * (job_id in ids), "links": {}}
         box.replies[f"GET /jobs/{job_id}/outputs/a.txt"] = b"abc"
-        box.replies[f"POST /jobs/{job_id}/fetched"] = {}
+        box.replies[f"POST /jobs/{job_id}/fetched"] = {"differ": []}
 
 
 def test_a_followed_array_comes_home_job_by_job_and_ends_as_waiting_for_it_does(box, home, run):
@@ -547,7 +548,7 @@ def test_many_failures_of_an_array_are_counted(box, run):
     for number in range(30):
         box.replies[f"GET /jobs/{42 + number}"] = {"job": failed[number]}
         box.replies[f"GET /jobs/{42 + number}/outputs"] = {"outputs": [], "links": {}}
-        box.replies[f"POST /jobs/{42 + number}/fetched"] = {}
+        box.replies[f"POST /jobs/{42 + number}/fetched"] = {"differ": []}
     code, _, err = run("submit", "--array", "30", "train.py")
     assert code == 1
     assert err.count("failed: the command") == 10
@@ -593,6 +594,7 @@ def test_without_files_none_are_looked_at(box, run):
         (["--gpu-mem", "-8G", "train.py"], 64, '--gpu-mem takes a size: not "-8G"'),
         (["--gpu-mem", "24", "train.py"], 64, "for gibibytes write 24G"),
         (["--gpus", "0", "--gpu-mem", "8G", "train.py"], 64, "--gpu-mem is about GPUs, and the job asks for none"),
+        (["--stop-if-idle", "30m", "train.py"], 64, "--stop-if-idle is about GPUs, and the job asks for none"),
         (["--exclusive", "train.py"], 64, "--gpus 1 --exclusive"),
         (["--gpus", "1", "--gpu-ids", "uid", "train.py"], 64, 'did you mean "uuid"?'),
         (["--mem", "8", "train.py"], 64, "for gibibytes write 8G"),
@@ -901,7 +903,7 @@ def test_outputs_are_brought_home(box, home, run):
     entry = {"path": "loss.txt", "size": 5, "mode": 0o644, "modified_at": NOW - 10}
     box.replies["GET /jobs/42/outputs"] = {"outputs": [entry], "links": {}}
     box.replies["GET /jobs/42/outputs/loss.txt"] = b"0.123"
-    box.replies["POST /jobs/42/fetched"] = {}
+    box.replies["POST /jobs/42/fetched"] = {"differ": []}
     code, out, err = run("pull", "42")
     assert (code, out) == (0, "")
     assert "runs/local-42/" in err
@@ -1199,6 +1201,8 @@ def test_the_bash_script_parses_and_completes(box, run, tmp_path):
         (["completion", "f"], ["fish"]),
         (["nonsense", ""], []),
         (["gpus", ""], ["drain", "undrain", "forget"]),
+        (["notices", ""], ["test"]),
+        (["notices", "test", ""], []),
         (["gpus", "drain", ""], ["0", "1", "2", "3"]),
         (["gpus", "--json", "drain", "1"], ["1"]),
         (["adopt", "4"], ["4242"]),
@@ -1209,6 +1213,9 @@ def test_the_bash_script_parses_and_completes(box, run, tmp_path):
         (["box", "use", ""], ["local"]),
         (["box", "add", ""], []),
         (["token", "n"], ["new"]),
+        (["data", "pu"], ["push", "pull"]),
+        (["data", "rm", "c"], ["coco"]),
+        (["data", "push", ""], []),
         (["ps", "--box", "l"], ["local"]),
     ],
 )
@@ -1217,6 +1224,7 @@ def test_what_fits_is_found(box, typed, fits):
     found[1]["processes"] = [asdict(HELD)]
     box.replies["GET /gpus"] = {"gpus": found, "silent": None}
     box.replies["GET /jobs"] = {"jobs": [job(41, group="g41"), job(42, group="g41")]}
+    box.replies["GET /data"] = {"sets": [{"name": "coco"}, {"name": "laion"}]}
     assert complete.fitting(typed) == fits
 
 
@@ -1487,6 +1495,23 @@ def test_what_a_job_used_is_shown_with_its_attempts(box, run):
 def test_what_was_used_is_said_as_far_as_it_is_known(use, text):
     assert usage.words(use) == text
     assert usage.total([]) == ""
+
+
+def test_a_notification_is_tried_and_what_came_of_it_is_said(box, run):
+    fine = {"ok": True, "said": "ntfy: ntfy.sh took it", "hint": "", "again": False}
+    box.replies["POST /notices/test"] = {"outcomes": [fine]}
+    assert run("notices", "test") == (0, "sent  ntfy: ntfy.sh took it\n", "")
+    bad = {"ok": False, "said": "webhook: home answered 401\x1b[2J", "hint": "check notify_webhook", "again": False}
+    box.replies["POST /notices/test"] = {"outcomes": [fine, bad]}
+    code, out, err = run("notices", "test")
+    assert (code, out.splitlines()[1:]) == (
+        1,
+        ["not sent  webhook: home answered 401\\x1b[2J", "          check notify_webhook"],
+    )
+    assert "runner serve --stop" in err
+    assert run("notices", "test", "--json")[0] == 1
+    assert "takes neither --seen nor --all" in run("notices", "test", "--seen")[2]
+    assert 'takes no "tset"' in run("notices", "tset")[2]
 
 
 def test_notices_are_the_newest_last_with_what_to_do(box, run):

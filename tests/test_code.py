@@ -209,14 +209,11 @@ def test_what_is_no_manifest_at_all_is_refused(data: bytes) -> None:
         code.Manifest.parse(data)
 
 
-def test_a_manifest_over_the_limits_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "LIMIT_FILES", 1)
-    with pytest.raises(errors.TooLarge):
-        code.Manifest.of({"a": [0o644, 1, SHA]}, {"b": "a"}, [])
-    monkeypatch.setattr(manifests, "LIMIT_BYTES", 1)
-    monkeypatch.setattr(manifests, "LIMIT_FILES", 9)
-    with pytest.raises(errors.TooLarge):
-        code.Manifest.of({"a": [0o644, 1, SHA], "b": [0o644, 1, SHA]}, {}, [])
+def test_a_manifest_over_the_limits_is_too_large() -> None:
+    with pytest.raises(errors.TooLarge, match="at most 1 files"):
+        code.Manifest.of({"a": [0o644, 1, SHA]}, {"b": "a"}, [], manifests.Limits(1, 9, ""))
+    with pytest.raises(errors.TooLarge, match="more than"):
+        code.Manifest.of({"a": [0o644, 1, SHA], "b": [0o644, 1, SHA]}, {}, [], manifests.Limits(9, 1, ""))
 
 
 def test_changes_to_a_known_manifest_must_add_up() -> None:

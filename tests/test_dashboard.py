@@ -126,7 +126,9 @@ def test_a_page_is_closed_to_who_did_not_sign_in(browser: Browser, path: str) ->
         assert reply.body == ""
 
 
-@pytest.mark.parametrize("path", ["/jobs", "/gpus", "/history", "/logs/1", "/hello", "/jobs/1/outputs"])
+@pytest.mark.parametrize(
+    "path", ["/jobs", "/gpus", "/history", "/logs/1", "/hello", "/jobs/1/outputs", "/overview", "/live"]
+)
 def test_so_is_the_api_behind_it(browser: Browser, path: str) -> None:
     reply = browser.get(f"/api/v1{path}")
     assert (reply.status, json.loads(reply.body)["code"]) == (401, "not_trusted")

@@ -674,6 +674,7 @@ def test_a_module_that_does_not_build_is_explained_and_another_branch_taken(driv
     assert "Branch 580 (580.95.05-1, open modules) did not build here for the kernel 6.1.0-99-amd64" in said
 
 
+@pytest.mark.slow
 @pytest.mark.box
 def test_where_it_was_mended_the_branch_comes_and_its_pin_holds(driver: Mirror) -> None:
     """Another branch, downwards; and then one that does not build puts all back, and only offers."""

@@ -6,11 +6,12 @@ import hashlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import hosts
 import pytest
+import tools
 from bed import box
 from bed.runs import Run
 from sshd import Laptop
@@ -88,6 +89,31 @@ def test_who_is_no_member_is_told_so_and_gets_no_token(owner: Owner, laptop: Lap
     assert (done.returncode, "sudo adduser mallory gpubox" in done.stderr) == (77, True), done.stdout + done.stderr
 
 
+def test_a_data_set_is_read_by_jobs_and_changed_by_whom_it_belongs_to(owner: Owner, laptop: Laptop) -> None:
+    for name in ("ada", "eve"):
+        laptop.run("box", "add", "--name", name, f"{name}@gpubox")
+    (laptop.home / "set").mkdir()
+    (laptop.home / "set" / "x").write_text("data\n")
+    laptop.run("data", "push", "--box", "ada", str(laptop.home / "set"))
+    tries = ("echo x >x", "rm x", "touch y", "chmod u+w x", "rm ../set", "touch ../y", "mv $PWD /tmp/z")
+    script = "; ".join(f"({one}) 2>/dev/null && echo DONE" for one in tries)
+    script = f"cd $RUNNER_DATA/set && cat x; {script}; touch $RUNNER_DATA/shared/made && echo shared"
+    submit = ["submit", "--box", "eve", "--no-files", "--base", "--", "sh", "-c", script]
+    assert laptop.run(*submit, cwd=laptop.home).split() == ["data", "shared"]
+    for words, said in (
+        (("push", "--box", "eve", str(laptop.home / "set")), "set is ada's"), (("rm", "--box", "eve", "set"), "ada's"),
+        (("link", "--box", "ada", "etc", "/etc"), "only an administrator"),
+    ):  # fmt: skip
+        done = laptop.call("data", *words)
+        assert (done.returncode, said in done.stderr) == (77, True), done.stderr
+    laptop.run("data", "pull", "--box", "eve", "set", str(laptop.home / "back"))
+    assert (laptop.home / "back" / "x").read_text() == "data\n"
+    owner.host.run("mkdir -p /srv/gpubox/data/there && runner data link there /srv/gpubox/data/there")
+    assert "homes are closed" in owner.host.ssh("runner data link home /root").stderr
+    assert "there" in laptop.run("data", "--box", "eve")
+    laptop.run("data", "rm", "--box", "ada", "set")
+
+
 def test_a_secret_is_its_owners_and_root_keeps_it(owner: Owner, laptop: Laptop) -> None:
     canary = "canary-4711"
     for name in ("ada", "eve"):
@@ -111,3 +137,22 @@ def test_a_secret_is_its_owners_and_root_keeps_it(owner: Owner, laptop: Laptop) 
     assert inside.stdout.split()[:2] == ["ada", "1"], inside.stderr
     assert "not yours to enter" in inside.stderr
     laptop.run("secret", "remove", "--box", "ada", "KEY")
+
+
+@pytest.mark.slow
+def test_the_figures_of_a_laptop_and_a_box_that_setup_made(
+    owner: Owner, laptop: Laptop, figure: Callable[[str], None]
+) -> None:
+    """Shown, not judged: `python -m bench laptop`, as ada, whose shell reads no rc file."""
+    owner.host.run("apt-get install --yes rsync; rm -f ~ada/.bashrc ~ada/.profile; runner drain")
+    laptop.run("box", "add", "--name", "gpubox", "ada@gpubox")
+    ours = f"  User ada\n  IdentityFile {laptop.home}/.ssh/id_ed25519\n  UserKnownHostsFile {laptop.known}\n"
+    laptop.config.write_text(laptop.config.read_text() + ours)
+    command = [sys.executable, "-m", "bench", "laptop"]
+    env = {**laptop.env, "BENCH_SSH": "gpubox"}
+    done = subprocess.run(command, cwd=tools.ROOT, env=env, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) >= 12, lines
+    for line in lines:
+        figure(line)

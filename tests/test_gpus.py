@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -517,6 +518,27 @@ def test_a_fault_of_the_driver_is_noticed_with_its_job(site: Site) -> None:
     assert "gpubox_gpu_xids_total" in site.asks("/metrics").body.decode()
     assert site.show(job)["uses"][0]["xids"] == {"31": 1}
     site.finish(job)
+
+
+@pytest.mark.slow  # it takes its time by nature
+def test_a_job_that_leaves_its_gpu_idle_is_warned_of_and_ended_and_one_that_works_is_not(site: Site) -> None:
+    works = site.runs("--gpus", "1", "--gpu-type", "4090", "--stop-if-idle", "60")
+    site.on(works).set(power=360_000, utilization=90)
+    began = time.monotonic()
+    lazy = site.runs("--gpus", "1", "--stop-if-idle", "60", "--retries", "2")
+    assert "ended when idle for 1m00s" in site.box.run("show", lazy)
+    wait_until(lambda: time.monotonic() - began > 30, 40)
+    site.box.stop(signal.SIGKILL)
+    site.box.start()
+    wait_until(lambda: site.show(lazy)["job"]["state"] == words.FAILED, 130, site.box.story)
+    assert 50 < time.monotonic() - began < 125, "neither at once nor twice as late"
+    (attempt,) = site.show(lazy)["attempts"]
+    assert (attempt["reason"], attempt["detail"]) == ("gpu_idle", "its GPU was idle for 1 minute (--stop-if-idle)")
+    (notice,) = [each for each in site.asks("/notices").json()["notices"] if each["kind"] == "stop_if_idle"]
+    assert (notice["job"], notice["severity"]) == (int(lazy), "warning")
+    assert "its GPU was idle for 1 minute" in site.why(lazy)
+    assert site.show(works)["job"]["state"] == words.RUNNING
+    site.finish(works)
 
 
 def test_without_a_driver_it_is_said_once_and_cpu_jobs_run(box: tools.Box, tmp_path: Path) -> None:

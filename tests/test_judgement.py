@@ -94,17 +94,6 @@ def test_it_is_never_told_where_nobody_wants_it() -> None:
     assert Watch(idle=0.0, stalled=0.0).sees(9000, held(**RESTS), silent={7: 0.0}) == []
 
 
-def test_since_when_a_job_rests_is_known_of_all_its_gpus() -> None:
-    watch = Watch()
-    watch.sees(10, held(**RESTS))
-    assert watch.judge.idle_since == {7: T}
-    watch.sees(50, held(**RESTS), held())
-    assert watch.judge.idle_since == {}, "one of them works"
-    at = watch.now
-    watch.sees(50, held(**RESTS), held(**RESTS))
-    assert watch.judge.idle_since == {7: at}
-
-
 @pytest.mark.parametrize(("gpu", "told"), [
     (held(**RESTS), ["stalled"]),
     (held(utilization=1.0, memory_utilization=0.0), ["stalled"]),  # kernels that wait for each other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,27 @@ def test_a_job_sees_its_own_gpus_and_no_other() -> None:
     env: Any = made.spec["env"]
     assert (env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) == ("GPU-a", "PCI_BUS_ID")
     assert env_of()["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_what_jobs_download_lies_where_the_settings_say_unless_somebody_says_otherwise() -> None:
+    assert launches.caches(SETTINGS, {}) == {}
+    chosen = replace(SETTINGS, caches="/big")
+    assert launches.caches(chosen, {"HF_HOME": "/hub", "TORCH_HOME": ""}) == {
+        "TORCH_HOME": "/big/torch", "PIP_CACHE_DIR": "/big/pip", "UV_CACHE_DIR": "/big/uv",
+        "CONDA_PKGS_DIRS": "/big/conda",
+    }  # fmt: skip
+
+
+def test_a_job_has_the_boxs_caches_and_its_own_values_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in launches.CACHES:
+        monkeypatch.delenv(name, raising=False)
+    assert not launches.CACHES.keys() & env_of()
+    monkeypatch.setenv("HF_HOME", "/hub")
+    monkeypatch.setenv("TORCH_HOME", "/torch")
+    env = env_of(spec={"env": {"TORCH_HOME": "/mine"}})
+    assert (env["HF_HOME"], env["TORCH_HOME"]) == ("/hub", "/mine")
+
+
+def test_a_job_finds_the_data_of_its_start() -> None:
+    made: Any = launch(a_job(7, attempt=2), a_spec(), SETTINGS, "abc", "/env/bin", "", "/views/5").spec
+    assert made["env"]["RUNNER_DATA"] == "/views/5"

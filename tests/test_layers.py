@@ -182,6 +182,12 @@ def test_a_library_has_one_door(library: str) -> None:
     assert not wrong, f"{library} belongs to {' and '.join(DOORS[library])}:\n" + "\n".join(wrong)
 
 
+def test_who_tells_nobody_has_nothing_of_it_in_memory() -> None:
+    early = [e for e in imports() if below(e.name, "runner.box.notify") and not below(e.module, "runner.box.notify")]
+    assert early
+    assert not [where(e) for e in early if not e.lazy]
+
+
 def test_every_library_has_a_door() -> None:
     known = sys.stdlib_module_names | DOORS.keys()
     strays = [where(e) for e in imports() if not ours(e.name) and e.name.partition(".")[0] not in known]

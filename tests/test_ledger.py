@@ -103,6 +103,15 @@ def test_the_last_moment_is_taken_to_have_been_like_the_one_before() -> None:
     assert late.until == last + 300.0
 
 
+def test_a_count_that_comes_late_is_not_taken_for_what_is_drawn_at_the_end() -> None:
+    job = alone()
+    desk = Desk(job)
+    desk.ledger.open(job, T)
+    desk.sees(reads(watts=0.0, energy_joules=1000.0))
+    desk.sees(reads(watts=0.0, energy_joules=1036.0))
+    assert used(desk, job, desk.now).energy_joules == pytest.approx(36.0), "a second after the last reading"
+
+
 def test_to_close_it_again_says_the_same() -> None:
     job = alone()
     desk = Desk(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,20 @@ import pytest
 
 from runner import errors
 from runner.box import outputs
+from runner.box.custody import Custody
 from runner.laptop import client as http
 from runner.laptop import pull as pulling
 from runner.laptop.pull import Pulled, pull
+from runner.paths import StateDir
 
 
 class Box:
     """A client whose box is a folder."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.state = out, "succeeded"
+        self.box, self.out, self.state = "local", out, "succeeded"
+        self.state_dir = out.parents[2]
+        self.damaged = 0  # that many pieces change on their way
         self.fetched: list[str] = []
         self.acknowledged = 0
         self.torn: list[int] = []  # after how many bytes each connection is lost; then none is
@@ -33,10 +38,13 @@ class Box:
         assert path == "/jobs/42/outputs"
         return json.loads(json.dumps(self.lies or outputs.listing(str(self.out)).as_json()))
 
-    def post(self, path: str, json: object = None) -> Any:
+    def post(self, path: str, json: Any = None) -> Any:
         assert path == "/jobs/42/fetched"
-        self.acknowledged += 1
-        return {}
+        if self.lies:
+            return {"differ": []}
+        differ = Custody(StateDir(self.state_dir)).differing(42, json["hashes"])
+        self.acknowledged += not differ
+        return {"differ": differ}
 
     def stream(self, method: str, path: str) -> Iterator[bytes]:
         where, _, offset = path.removeprefix("/jobs/42/outputs/").partition("?offset=")
@@ -46,6 +54,10 @@ class Box:
             return
         fd, found = outputs.open_file(str(self.out), outputs.named(where.encode()))
         for piece in outputs.pieces(fd, int(offset), found.st_size):
+            if self.damaged:
+                self.damaged -= 1
+                yield bytes([piece[0] ^ 1]) + piece[1:]
+                continue
             if self.torn:
                 yield piece[: self.torn.pop(0)]
                 raise http.Lost("the connection was lost")
@@ -54,7 +66,7 @@ class Box:
 
 @pytest.fixture
 def box(tmp_path: Path) -> Box:
-    out = tmp_path / "out"
+    out = tmp_path / "box" / "jobs" / "42" / "out"
     (out / "plots").mkdir(parents=True)
     (out / "metrics.json").write_text("{}")
     (out / "plots" / "loss.png").write_bytes(b"\x89PNG")
@@ -107,11 +119,39 @@ def test_what_is_missing_is_fetched_again(box: Box, project: Path) -> None:
     assert home(project)["metrics.json"] == "{}"
 
 
-def test_a_job_without_outputs_makes_no_folder(box: Box, project: Path, tmp_path: Path) -> None:
-    box.out = tmp_path / "none"
+def test_a_job_without_outputs_makes_no_folder(box: Box, project: Path) -> None:
+    shutil.rmtree(box.out)
     done = bring(box, project)
     assert (done.files, done.complete, box.acknowledged) == ([], True, 1)
     assert not (project / "runs").exists()
+
+
+def test_what_changed_on_its_way_is_fetched_again(box: Box, project: Path) -> None:
+    box.damaged = 1
+    done = bring(box, project)
+    assert (done.complete, box.acknowledged, done.refused) == (True, 1, [])
+    assert home(project) == {"metrics.json": "{}", "plots/loss.png": "\x89PNG"}
+    assert len(done.files) == 2
+
+
+def test_what_never_arrives_whole_is_told_and_stays_on_the_box(box: Box, project: Path) -> None:
+    box.damaged = 1000
+    done = bring(box, project)
+    assert (done.complete, box.acknowledged) == (False, 0)
+    assert done.refused == [
+        (path, "it did not arrive as it is on the box") for path in ("metrics.json", "plots/loss.png")
+    ]
+
+
+def test_what_lay_here_already_is_compared_too(box: Box, project: Path) -> None:
+    bring(box, project)
+    folder = project / "runs" / "local-42"
+    (folder / pulling.RECEIPT).unlink()
+    kept = (folder / "metrics.json").stat()
+    (folder / "metrics.json").write_text("[]")  # of the same size and time, as if it had come so
+    os.utime(folder / "metrics.json", ns=(kept.st_mtime_ns, kept.st_mtime_ns))
+    assert bring(box, project).complete
+    assert home(project)["metrics.json"] == "{}"
 
 
 def test_outputs_of_a_running_job_are_not_acknowledged(box: Box, project: Path) -> None:

@@ -122,6 +122,7 @@ def local(host: Box, book: str, *words: str, code: int = 0) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.box
 def test_on_the_box_itself_it_restarts_and_goes_on(a_host: Callable[..., Box], tmp_path: Path) -> None:  # noqa: F811
     host = a_host()

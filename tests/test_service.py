@@ -51,6 +51,10 @@ def _wish(place: Path) -> None:
     command = "openssl req -x509 -newkey ed25519 -nodes -keyout /dev/null -days 9 -subj /CN=stand-in -out"
     subprocess.run((*command.split(), str(place / "authority.pem")), check=True, capture_output=True)
     wishes: dict[str, Any] = {"gpubox_ca_file": str(place / "authority.pem"), "gpubox_package_index": PyPI.simple_url}
+    wishes["gpubox_notify"] = {
+        "webhook": f"http://127.0.0.1:8/{CANARY}",
+        "command": "/usr/bin/tee /var/lib/gpubox/told",
+    }
     if not sources.environment():  # else this machine needs its own
         wishes |= {"gpubox_proxy": f"http://ada:{CANARY}@127.0.0.1:9/", "gpubox_no_proxy": _all_of(PyPI.simple_url)}
     (place / "group_vars").mkdir()
@@ -147,6 +151,19 @@ def test_jobs_reach_the_network_as_the_box_does(owner: Owner) -> None:
     assert "canary" not in owner.host.run("systemctl show gpubox.service; journalctl --boot --no-pager")
     ours = owner.host.run("cat /usr/local/share/ca-certificates/gpubox.crt").strip()
     assert ours in owner.host.run("cat /etc/ssl/certs/ca-certificates.crt")
+
+
+def test_the_service_tells_what_happens_and_shows_nobody_where(owner: Owner) -> None:
+    done = owner.host.ssh("runner notices test")
+    assert done.stdout.splitlines()[:2] == [
+        "not sent  webhook: 127.0.0.1: Connection refused",
+        "          is notify_webhook right, and may the box reach it?",
+    ]
+    assert "sent  command: /usr/bin/tee took it" in done.stdout
+    assert json.loads(owner.host.run("cat /var/lib/gpubox/told"))["kind"] == "test"
+    assert owner.host.run("stat --format='%U %a' /etc/gpubox/notify.env") == "root 600\n"
+    assert CANARY not in owner.host.run("runner box --json; cat /var/lib/gpubox/daemon.log /etc/gpubox/box.toml")
+    assert "only an administrator may do this" in say(owner, "runner notices test", code=None)
 
 
 def another(place: Path, number: int) -> Path:

@@ -227,6 +227,10 @@ class Blobs:
             self.losses += 1  # what was found whole before has to be looked through again
         return freed
 
+    def paths(self) -> Iterator[str]:
+        """Of all contents, and of the beginnings of some."""
+        return (path for _, path in self._all())
+
     def _all(self) -> Iterator[tuple[str, str]]:
         for first in sorted(os.listdir(self.directory)):
             if len(first) == 2:
@@ -295,14 +299,19 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
+def sync_all(directory: str) -> None:
+    """All that was written to its file system is durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(fd) != 0:
+            raise OSError(ctypes.get_errno(), "syncfs failed")
+    finally:
+        os.close(fd)
+
+
 def _sync(paths: list[str], directory: str, flags: int) -> None:
     if len(paths) > FEW:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if _libc.syncfs(fd) != 0:
-                raise OSError(ctypes.get_errno(), "syncfs failed")
-        finally:
-            os.close(fd)
+        sync_all(directory)
         return
     for path in paths:
         fd = os.open(path, flags)

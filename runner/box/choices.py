@@ -38,10 +38,10 @@ class Choices:
         self._now, self._apply = now, apply
 
     def listed(self) -> list[Setting]:
-        holds, chosen, written = self._now(), settings.chosen(self._now().state), _written()
+        shown, chosen, written = settings.public(self._now()), settings.chosen(self._now().state), _written()
         return [
             Setting(
-                each.name, getattr(holds, each.name), each.default, each.metadata["means"],  # type: ignore[arg-type]
+                each.name, shown[each.name], each.default, each.metadata["means"],  # type: ignore[arg-type]
                 _source(each.name, chosen, written), each.metadata["live"],
             )
             for each in fields(Settings)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from runner.box.api import House
+from runner.box.api import House, data
 from runner.box.diary import Diary
 from runner.box.gpus.observer import Observer
 from runner.box.history import HOST_SECONDS
@@ -23,6 +23,8 @@ async def keep_house(house: House, diary: Diary) -> None:
     while True:
         try:
             await house.retention.keep_house()
+            await data.sweep(house)
+            await house.call(lambda: house.sets.collect(time.time()))
         except Exception as error:  # in an hour it may work
             diary.write(f"could not clean up: {type(error).__name__}: {error}")
         await asyncio.sleep(HOUSEKEEPING_SECONDS)

@@ -6,8 +6,9 @@ the jobs' user: they are given away, read and removed by way of the launcher.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -40,6 +41,11 @@ class Custody:
 
     def open_file(self, job_id: int, path: str) -> tuple[int, os.stat_result]:
         return outputs.open_file(self.state.job(job_id).out, path)
+
+    def differing(self, job_id: int, hashes: Sequence[str]) -> list[str]:
+        """The outputs that are not those with these hashes (SHA-256, in the order of the listing)."""
+        root = self.state.job(job_id).out
+        return _differing(outputs.listing(root), lambda path: outputs.open_file(root, path)[0], hashes)
 
     def sizes(self, job_id: int) -> Sizes:
         """Of a job that is over."""
@@ -100,6 +106,12 @@ class Launched(Custody):
                 raise errors.NotFound(f"there is no output file {path!r}", "`runner show ID` lists a job's outputs")
             return reader.open_file(path)
 
+    def differing(self, job_id: int, hashes: Sequence[str]) -> list[str]:
+        with self._reader(job_id) as reader:
+            if reader is None:
+                return []
+            return _differing(reader.listing(), lambda path: reader.open_file(path)[0], hashes)
+
     def sizes(self, job_id: int) -> Sizes:
         try:
             changed_at = os.stat(self.state.job(job_id).out).st_ctime_ns
@@ -125,3 +137,16 @@ class Launched(Custody):
             raise errors.Problem(
                 f"the outputs of job {job_id} can't be read: {error.strerror or error}", LOOK
             ) from error
+
+
+def _differing(found: Listing, opened: Callable[[str], int], hashes: Sequence[str]) -> list[str]:
+    if len(found.outputs) != len(hashes):
+        raise errors.BadRequest(
+            f"the job left {len(found.outputs)} outputs, {len(hashes)} are said to have arrived", "`runner pull` again"
+        )
+    differ = []
+    for output, expected in zip(found.outputs, hashes, strict=True):
+        with open(opened(output.path), "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                differ.append(output.path)
+    return differ

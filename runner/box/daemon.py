@@ -17,7 +17,9 @@ from runner import files, words
 from runner.box import ends
 from runner.box.book import Book
 from runner.box.engines import Engine, Launch, Stop
+from runner.box.engines.disk import read
 from runner.box.events import Events
+from runner.box.gpus import patience
 from runner.box.gpus.rack import Rack
 from runner.box.launches import launch, launch_id
 from runner.box.prepare import Failure, Preparation
@@ -54,6 +56,7 @@ class Daemon:
         self.gpus = Rack(settings, store)
         self.events = Events(int(time.time() * 1000))  # above any number that an earlier daemon can have given
         self.gpus.noticed = self._noticed
+        self.data: Callable[[], str] = lambda: settings.data  # RUNNER_DATA of who starts now
         self.draining = False
         self.highest_id = 0
         self.unknown: list[int] = []  # job directories without a row
@@ -62,6 +65,8 @@ class Daemon:
         self._behind = False  # the book is not what the database says
         self._losing: dict[int, float] = {}  # job -> when it was asked to end because a GPU of its is lost
         self._stuck: dict[str, Stuck] = {}  # GPUs that this pass found to be left stuck
+        self.ended: Callable[[Sequence[Job]], None] = lambda jobs: None  # who is told of ends, when they are durable
+        self._ends: list[Job] = []  # jobs that this pass found to be over
         self._uses: list[Use] = []  # what the attempts that this pass found to be over used
 
     # --- start ---
@@ -92,6 +97,7 @@ class Daemon:
         self.book, self._behind = book, False
         self._stuck.clear()
         self._uses.clear()
+        self._ends.clear()
         self.gpus.follow(book.active)
 
     def _report_unknown(self, on_disk: Sequence[int]) -> None:
@@ -161,6 +167,11 @@ class Daemon:
             self._stop([self.stop_of(job, reason="gpu_lost") for job in new])
             self._losing.update((job.id, now) for job in new)
 
+    def end_idle(self, jobs: Sequence[Job]) -> None:
+        """Jobs that asked for it, and have left their GPUs idle."""
+        if jobs:
+            self._stop([self.stop_of(job, reason="gpu_idle") for job in jobs])
+
     def fail(self, now: float) -> list[Move]:
         """The queued jobs whose environment or code could not be made."""
         failures, self.preparation.failures = self.preparation.failures, []
@@ -203,6 +214,9 @@ class Daemon:
             self._commit(starts, moves, now, placements)
         for move in moves:
             self.events.publish("job", move.job_id, move.to, now)
+        if self._ends:
+            ends, self._ends = self._ends, []
+            self.ended(ends)
         for job in starts:
             self.book.start(job, placements.get(job.id, ()))
             self.gpus.given(job, now)
@@ -278,6 +292,7 @@ class Daemon:
 
     def _end(self, job: Job, state: str, end: Exit | None, queued: bool, peak: int | None, now: float) -> list[Move]:
         job.ended_at = end.ended_at if end is not None else now
+        self._ends.append(job)
         if end is not None and end.started_at is not None:
             job.started_at = end.started_at
         moves = [Move(job.id, job.attempt, state, None if queued else state, end, gpu_peak_bytes=peak)]
@@ -308,6 +323,8 @@ class Daemon:
         if end is None or not end.started or job.attempt == 0:
             return end
         end = ends.explained(end, self.attempt_dir(job).log)
+        if end.reason == "gpu_idle":
+            return replace(end, detail=patience.sentence(job))
         lost = self.gpus.lost_of(job, end.ended_at)
         if lost is not None and end.reason in ("exit_code", "signal", "gpu_lost"):
             end = replace(end, reason="gpu_lost", detail=": ".join(filter(None, (lost, end.detail))))
@@ -359,7 +376,7 @@ class Daemon:
             programs = self.bin_dir(job.environment)
             spec = self.book.spec(job)
             gpus = self.gpus.visible(job, spec.gpu_ids)
-            return launch(job, spec, self.settings, self.store.box_id, programs, gpus)
+            return launch(job, spec, self.settings, self.store.box_id, programs, gpus, self.data())
         except Exception as error:
             self.report(f"job {job.id} could not be started: {type(error).__name__}: {error}")
             self._asked[job.id] = LONG_AGO
@@ -373,6 +390,11 @@ class Daemon:
 
     def attempt_dir(self, job: Job, number: int | None = None) -> AttemptDir:
         return self.settings.state.job(job.id).attempt(job.attempt if number is None else number)
+
+    def data_of(self, job: Job) -> str:
+        """The RUNNER_DATA that an active job was started with, as its record says; else that of who starts now."""
+        env = (read(self.attempt_dir(job), "spec") or {}).get("env") if job.id in self.book.active else None
+        return str(env["RUNNER_DATA"]) if isinstance(env, dict) and "RUNNER_DATA" in env else self.data()
 
     # --- the state's disk ---
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pwd
+from collections.abc import Mapping
 from typing import Any
 
 from runner.box.engines import Launch
@@ -15,10 +16,15 @@ from runner.job.processes import LAUNCH_VARIABLE
 from runner.model import Job, JobSpec
 
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+# What is downloaded once for all jobs -> its folder below the setting `caches`.
+CACHES = {
+    "HF_HOME": "huggingface", "TORCH_HOME": "torch", "PIP_CACHE_DIR": "pip", "UV_CACHE_DIR": "uv",
+    "CONDA_PKGS_DIRS": "conda",
+}  # fmt: skip
 PASSED_ON = (
     "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH",
     "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT",
-    "PIP_INDEX_URL", "UV_DEFAULT_INDEX",
+    "PIP_INDEX_URL", "UV_DEFAULT_INDEX", *CACHES,
 )  # fmt: skip
 
 
@@ -27,10 +33,13 @@ def launch_id(box_id: str, job: int, attempt: int) -> str:
     return f"{box_id}-{job}-{attempt}"
 
 
-def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: str, gpus: str = "") -> Launch:
+def launch(
+    job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: str, gpus: str = "", data: str = ""
+) -> Launch:
     """The launch of the job's current attempt.
 
-    bin_dir: where its environment's `python` is, put first on PATH. gpus: its CUDA_VISIBLE_DEVICES.
+    bin_dir: where its environment's `python` is, put first on PATH. gpus: its CUDA_VISIBLE_DEVICES. data: its
+    RUNNER_DATA, where that is not simply the folder that all share.
     """
     ours = launch_id(box_id, job.id, job.attempt)
     folder = settings.state.job(job.id)
@@ -41,7 +50,7 @@ def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: st
         spec={
             "argv": conda.activated(os.path.dirname(bin_dir), command(spec.command, job.params)),
             "directory": work.rstrip("/"),
-            "env": variables(job, spec, settings, ours, bin_dir) | {"CUDA_VISIBLE_DEVICES": gpus},
+            "env": variables(job, spec, settings, ours, bin_dir, data) | {"CUDA_VISIBLE_DEVICES": gpus},
             "time_limit": spec.time_limit,
             "grace": spec.grace,
             "kill_seconds": settings.kill_seconds,
@@ -60,7 +69,7 @@ def launch(job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: st
     )
 
 
-def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: str) -> dict[str, str]:
+def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: str, data: str = "") -> dict[str, str]:
     """The whole environment of a job: little of the box's own, what was asked for, and RUNNER_*."""
     name, home, shell = _user()
     folder = settings.state.job(job.id)
@@ -83,7 +92,7 @@ def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: s
         "RUNNER_ATTEMPT": str(job.attempt),
         "RUNNER_OUT": folder.out,
         "RUNNER_CHECKPOINT": folder.checkpoint,
-        "RUNNER_DATA": settings.data,
+        "RUNNER_DATA": data or settings.data,
         LAUNCH_VARIABLE: ours,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
@@ -92,12 +101,18 @@ def variables(job: Job, spec: JobSpec, settings: Settings, ours: str, bin_dir: s
     return made | {f"RUNNER_PARAM_{name}": value for name, value in job.params.items()}
 
 
+def caches(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that put what jobs and builds download where the settings say; one's own value holds."""
+    where = settings.caches
+    return {name: f"{where}/{below}" for name, below in CACHES.items() if where and not environ.get(name)}
+
+
 def surroundings(
-    job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: str, gpus: str
+    job: Job, spec: JobSpec, settings: Settings, box_id: str, bin_dir: str, gpus: str, data: str = ""
 ) -> tuple[dict[str, str], str]:
     """(variables, folder) for who wants to look around in a job's environment as themselves: without what says who the
     job is, without its secrets, and without the name by which it is found and ended."""
-    made: Any = launch(job, spec, settings, box_id, bin_dir, gpus).spec
+    made: Any = launch(job, spec, settings, box_id, bin_dir, gpus, data).spec
     left_out = ("HOME", "USER", "LOGNAME", "SHELL", LAUNCH_VARIABLE)
     folder = made["directory"] if os.path.isdir(made["directory"]) else settings.state.job(job.id).out
     return {name: value for name, value in made["env"].items() if name not in left_out}, folder

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from runner import errors
 
@@ -17,6 +17,16 @@ LIMIT_FILES = 100_000
 LIMIT_BYTES = 64 << 30  # of one snapshot; a laptop's own limit is far lower
 LIMIT_DEPTH = 64
 SHA = re.compile(r"[0-9a-f]{64}")
+
+
+class Limits(NamedTuple):
+    files: int
+    bytes: int
+    hint: str
+
+
+CODE = Limits(LIMIT_FILES, LIMIT_BYTES, "leave data out in .runnerignore; `runner data push` is for data")
+DATA = Limits(1_000_000, 1 << 50, "put many small files into archives: a training reads those faster, too")
 
 
 @dataclass(slots=True, frozen=True)
@@ -30,7 +40,7 @@ class Manifest:
     data: bytes = field(repr=False, compare=False)  # the way it is written down
 
     @classmethod
-    def parse(cls, data: bytes) -> Manifest:
+    def parse(cls, data: bytes, limits: Limits = CODE) -> Manifest:
         """BadData when it is not a manifest, or would write anywhere but into its own tree."""
         try:
             raw = json.loads(data)
@@ -40,26 +50,24 @@ class Manifest:
             raise _hostile(f"it is not of version {VERSION}")
         if raw.keys() != {"version", "files", "links", "dirs"}:
             raise _hostile("it has other parts than files, links and dirs")
-        return cls.of(raw["files"], raw["links"], raw["dirs"])
+        return cls.of(raw["files"], raw["links"], raw["dirs"], limits)
 
     @classmethod
-    def of(cls, files: object, links: object, dirs: object) -> Manifest:
-        checked = _files(files)
+    def of(cls, files: object, links: object, dirs: object, limits: Limits = CODE) -> Manifest:
+        checked = _files(files, limits)
         targets = _links(links)
         empty = _dirs(dirs)
-        if len(checked) + len(targets) + len(empty) > LIMIT_FILES:
-            raise errors.TooLarge(f"a snapshot holds at most {LIMIT_FILES:,} files", "leave some out in .runnerignore")
-        if sum(size for _, size, _ in checked.values()) > LIMIT_BYTES:
-            raise errors.TooLarge("the snapshot is too large", "leave data out in .runnerignore")
+        if len(checked) + len(targets) + len(empty) > limits.files:
+            raise errors.TooLarge(f"at most {limits.files:,} files are taken at once", limits.hint)
+        _small_enough(checked, limits)
         _one_tree([*checked, *targets, *empty])
         data = manifest_bytes(checked, targets, empty)
         return cls(sha256(data).hexdigest(), checked, targets, empty, data)
 
-    def edited(self, files: Mapping[str, object]) -> Manifest:
+    def edited(self, files: Mapping[str, object], limits: Limits = CODE) -> Manifest:
         """The same tree with other contents or modes of some files: it is as valid as this one was."""
-        whole = {**self.files, **_files(files)}
-        if sum(size for _, size, _ in whole.values()) > LIMIT_BYTES:
-            raise errors.TooLarge("the snapshot is too large", "leave data out in .runnerignore")
+        whole = {**self.files, **_files(files, limits)}
+        _small_enough(whole, limits)
         data = manifest_bytes(whole, self.links, self.dirs)
         return Manifest(sha256(data).hexdigest(), whole, self.links, self.dirs, data)
 
@@ -93,20 +101,26 @@ def manifest_bytes(files: Mapping[str, Sequence[Any]], links: Mapping[str, str],
 
 
 def apply_changes(
-    base: Manifest | None, snapshot: str, files: object, removed: object, links: object, dirs: object
+    base: Manifest | None,
+    snapshot: str,
+    files: object,
+    removed: object,
+    links: object,
+    dirs: object,
+    limits: Limits = CODE,
 ) -> Manifest:
     """The manifest that `snapshot` names, from one that the box has and what changed. links and dirs: all of them, or
     None: as they were."""
     if not isinstance(files, dict) or not isinstance(removed, list):
         raise _hostile("files or removed are missing")
     if base is not None and links is None and dirs is None and not removed and files.keys() <= base.files.keys():
-        manifest = base.edited(files)
+        manifest = base.edited(files, limits)
     else:
         gone = set(map(str, removed))
         kept = {path: entry for path, entry in base.files.items() if path not in gone} if base else {}
         links = base.links if base is not None and links is None else links
         dirs = base.dirs if base is not None and dirs is None else dirs
-        manifest = Manifest.of({**kept, **files}, links, dirs)
+        manifest = Manifest.of({**kept, **files}, links, dirs, limits)
     if manifest.id != snapshot:
         raise errors.BadData(
             "the list of files does not match the snapshot's name", "submit again; if it stays, see `runner doctor`"
@@ -118,7 +132,12 @@ def _hostile(why: str) -> errors.BadData:
     return errors.BadData(f"the list of files can't be used: {why}", "upgrade `runner` and submit again")
 
 
-def _files(value: object) -> dict[str, tuple[int, int, str]]:
+def _small_enough(files: Mapping[str, tuple[int, int, str]], limits: Limits) -> None:
+    if sum(size for _, size, _ in files.values()) > limits.bytes:
+        raise errors.TooLarge(f"more than {limits.bytes >> 30:,} GiB is not taken at once", limits.hint)
+
+
+def _files(value: object, limits: Limits) -> dict[str, tuple[int, int, str]]:
     if not isinstance(value, dict):
         raise _hostile("files is not an object")
     checked = {}
@@ -129,7 +148,7 @@ def _files(value: object) -> dict[str, tuple[int, int, str]]:
         mode, size, sha = entry
         if mode not in (0o644, 0o755) or type(mode) is not int:
             raise _hostile(f"{path!a} has the mode {mode!a}")
-        if type(size) is not int or not 0 <= size <= LIMIT_BYTES:
+        if type(size) is not int or not 0 <= size <= limits.bytes:
             raise _hostile(f"{path!a} has the size {size!a}")
         if not isinstance(sha, str) or not SHA.fullmatch(sha):
             raise _hostile(f"{path!a} has no sha256")

@@ -34,8 +34,9 @@ def take(settings: Settings) -> int:
             )
         os.ftruncate(held, 0)
         os.pwrite(held, f"{os.getpid()}\n".encode(), 0)
-        for folder in (state.jobs, state.blobs, state.trees, state.envs, state.supervisor, settings.data):
-            if folder == settings.data:
+        chosen = (settings.data, settings.data_sets)
+        for folder in (state.jobs, state.blobs, state.trees, state.envs, state.supervisor, *chosen):
+            if folder in chosen:
                 os.makedirs(os.path.dirname(folder), 0o700, exist_ok=True)
             files.make_dir(folder)
     return held

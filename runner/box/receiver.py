@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from runner import errors, files
 from runner.box.blobs import Blobs, disk_words, write, write_all
-from runner.box.manifests import LIMIT_BYTES, LIMIT_FILES
+from runner.box.manifests import CODE, LIMIT_BYTES, LIMIT_FILES
 
 PART_BYTES = 4 << 20  # the most that one part may hold: a packed one is unpacked in memory
 WORTH_KEEPING = 64 << 10  # a beginning shorter than this is sent again
@@ -152,7 +152,7 @@ class Receiver:
     def _open(self, sha: str, size: int, start: int) -> None:
         self._room -= size - start
         if self._room < 0 or len(self.whole) >= LIMIT_FILES:
-            raise errors.TooLarge("more was sent than the box takes at once", "leave data out in .runnerignore")
+            raise errors.TooLarge("more was sent than the box takes at once", CODE.hint)
         path = self._path(sha)
         self._sha, self._size, self._position, self._digest = sha, size, start, sha256()
         if not start:

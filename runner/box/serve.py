@@ -37,11 +37,13 @@ from runner.box.gpus.frames import Frame
 from runner.box.gpus.meter import Step
 from runner.box.gpus.watch import Silence, Watch, driver_there
 from runner.box.history import History
+from runner.box.launches import caches
 from runner.box.prepare import Preparation
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
 from runner.box.secrets import kept
 from runner.box.server import Server
+from runner.box.sets import Sets
 from runner.box.settings import SYSTEMD, Settings
 from runner.box.store import Store
 from runner.box.tokens import Tokens
@@ -49,11 +51,12 @@ from runner.box.turns import Hints, Turns
 from runner.box.wishes import Wishes
 from runner.box.workers import Workers
 from runner.errors import Problem
-from runner.model import Resources
+from runner.model import Notice, Resources
 from runner.paths import COLLECTOR_SOCKET
 
 if TYPE_CHECKING:
     from runner.box.demo.stage import Actors, Stage
+    from runner.box.notify import Outbox
 
 PARENT_SECONDS = 1.0
 KNOWN_SECONDS = 6.0  # that who asks about GPUs waits for the first look at them; a driver may take long to wake
@@ -64,6 +67,8 @@ def serve(by_command: bool, ready: int | None, demo: bool = False) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it, and then no child can be waited for
     play = _stage() if demo else None
     chosen = settings.load() if play is None else play.settings
+    outside = dict(os.environ)
+    os.environ.update(caches(chosen, outside))  # from where jobs and builds take them
     premises.take(chosen)  # held until this process ends or becomes another
     diary = Diary(chosen.state.daemon_log)
     try:
@@ -73,7 +78,7 @@ def serve(by_command: bool, ready: int | None, demo: bool = False) -> int:
         diary.write(f"it could not start: {problem.message}")
         raise
     if end.again:
-        os.execv(sys.executable, [sys.executable, *_again(sys.orig_argv[1:])])
+        os.execve(sys.executable, [sys.executable, *_again(sys.orig_argv[1:])], outside)
     return end.problem.exit_code if end.problem is not None else 0
 
 
@@ -128,6 +133,9 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         if play is not None:
             made.daemon.gpus.told = made.told(house.beat)
             play.enter(made.daemon, house.wishes)
+        outbox = made.outbox
+        if outbox is not None:
+            house.tell_test = outbox.test
         house.gpus_known = made.watch_gpus(turns, closing, house.beat)
         house.pages = pages = dashboard.Pages(house)
         server = Server(house, pages.add_to)
@@ -149,6 +157,8 @@ async def _run(chosen: Settings, diary: Diary, by_command: bool, ready: int | No
         ]
         if play is not None:
             begun.append(asyncio.create_task(play.play(turns.wake, diary.write)))
+        if outbox is not None:
+            begun.append(asyncio.create_task(outbox.run()))
         if by_command and not chosen.https:  # nobody could start it from elsewhere
             begun.append(asyncio.create_task(chores.end_when_idle(house, made.workers, end.idly)))
         gc.collect()
@@ -195,10 +205,13 @@ class _Made:
         self.recipes = Recipes(self.blobs, chosen.base_python, self._driver, conda)
         self.base_bin = premises.base_bin(chosen)
         self.daemon = Daemon(chosen, self.store, self.engine, self._preparation(), self._bin_dir, diary.write)
+        self.sets = Sets(chosen)
+        self.daemon.data = lambda: self.sets.view
         self.daemon.recover()
         self.trees.sweep(self.daemon.book.active)  # one that waits may have run in its tree before
         self.recipes.recover(self.daemon.book.jobs.values())
         self.history = self._history(closing)
+        self.outbox = self._outbox()
 
     def _driver(self) -> Driver | None:
         return self.daemon.gpus.driver()
@@ -212,6 +225,24 @@ class _Made:
         for uuid, count in history.begin().items():
             gpus.meter.resume(uuid, count)
         return history
+
+    def _outbox(self) -> Outbox | None:
+        """Who tells it elsewhere; None where the settings name nobody."""
+        chosen, daemon = self.settings, self.daemon
+        if not (chosen.notify_ntfy or chosen.notify_token or chosen.notify_webhook or chosen.notify_command):
+            return None
+        from runner.box.notify import Outbox  # only who wants it has it in memory
+
+        outbox, here = Outbox(chosen, self.store, self.diary.write), daemon.gpus.noticed
+        elsewhere = self.diary.guarded(outbox.noticed)
+        daemon.ended = self.diary.guarded(outbox.ended)
+
+        def noticed(notices: Sequence[Notice]) -> None:
+            here(notices)
+            elsewhere(notices)
+
+        daemon.gpus.noticed = noticed
+        return outbox
 
     def told(self, beat: Callable[[], None]) -> Callable[[Frame, Sequence[Step]], None]:
         """Who else hears what was read."""
@@ -319,6 +350,7 @@ class _Made:
             gate=Members(tokens) if self.settings.engine == SYSTEMD else Gate(tokens=tokens),
             tokens=tokens,
             secrets=kept(self.engine, self.settings.state),
+            sets=self.sets,
             choices=Choices(lambda: self.daemon.settings, self._apply),
             history=self.history,
             call=self.workers.call,

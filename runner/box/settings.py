@@ -22,9 +22,10 @@ PLAIN, SYSTEMD = ENGINES = ("plain", "systemd")
 T = TypeVar("T")
 
 
-def _setting(default: T, means: str, choices: tuple[str, ...] = (), live: bool = False) -> T:
-    """live: it may change while the daemon runs, since it is asked for anew each time."""
-    made: T = field(default=default, metadata={"means": means, "choices": choices, "live": live})
+def _setting(default: T, means: str, choices: tuple[str, ...] = (), live: bool = False, hidden: bool = False) -> T:
+    """live: it may change while the daemon runs, being asked for anew each time. hidden: it is shown to nobody."""
+    metadata = {"means": means, "choices": choices, "live": live, "hidden": hidden}
+    made: T = field(default=default, metadata=metadata, repr=not hidden)
     return made
 
 
@@ -44,7 +45,9 @@ class Settings:
     conda_folders: str = _setting(
         "", "where --conda looks for environments, with colons between; empty: the usual places"
     )
-    data: str = _setting("", "RUNNER_DATA of the jobs; empty: data/ in the state directory")
+    data: str = _setting("", "$RUNNER_DATA/shared, which jobs may write to; empty: data/ in the state directory")
+    data_sets: str = _setting("", "where `runner data` keeps data sets; empty: data-sets/ in the state directory")
+    caches: str = _setting("", "where jobs and builds keep what they download; empty: the usual places in their home")
     trees_ahead: int = _setting(4, "work trees made ahead for the next jobs")
     log_head_bytes: int = _setting(16 << 20, "start of a log that is always kept")
     log_tail_bytes: int = _setting(256 << 20, "end of a log that is always kept")
@@ -66,6 +69,16 @@ class Settings:
     stalled_notice_minutes: float = _setting(
         30.0, "so is a job whose log is silent so long, on a flat GPU; 0: never", live=True
     )
+    notify_ntfy: str = _setting(
+        "", "what happens is told to this topic of ntfy, as in https://ntfy.sh/my-box", hidden=True
+    )
+    notify_token: str = _setting("", "with this token of ntfy; where it stands, nobody else may read", hidden=True)
+    notify_webhook: str = _setting("", "and sent to this address, as JSON by POST", hidden=True)
+    notify_command: str = _setting("", "and given to this program, as in /usr/local/bin/tell --loud", hidden=True)
+    notify_about: str = _setting(
+        "failed xid gpu_lost gpu_back idle stop_if_idle stalled memory_creep hot power_brake ghost disk",
+        "what is told; besides these finished and pcie, or all",
+    )
     gpu_desktop_bytes: int = _setting(GIB, "memory that a desktop may use on a GPU without being in a job's way")
     gpu_free_seconds: float = _setting(60.0, "a GPU whose memory is not free so long after a job is stuck")
     kill_seconds: float = _setting(60.0, "processes that live so long after KILL are given up; their GPU is stuck")
@@ -86,6 +99,8 @@ def load(variables: Mapping[str, str] | None = None, picked: Mapping[str, object
     for name, value in file(file_path()).items():
         if name not in known or name in ("state", "socket"):
             raise BadSettings(f"{file_path()} names a setting that does not exist: {name}{nearest(name, known)}")
+        if name == "notify_token" and os.stat(file_path()).st_mode & 0o077:
+            raise BadSettings(f"{file_path()} holds notify_token, and others may read it", f"`chmod 600 {file_path()}`")
         values[name] = typed(file_path(), name, value, known[name])
     state = StateDir(os.path.abspath(paths.state_dir()))
     for name, value in (chosen(state) if picked is None else picked).items():
@@ -96,6 +111,15 @@ def load(variables: Mapping[str, str] | None = None, picked: Mapping[str, object
             values[name] = typed("the environment", variable(name), said, setting)
     settings = Settings(state=state, socket=paths.api_socket(state), **values)  # type: ignore[arg-type]
     return _filled(settings)
+
+
+def public(settings: Settings) -> dict[str, str | int | float]:
+    """Every setting, as whoever asks may see it: of what is hidden, whether it is set."""
+    return {each.name: _shown(each, getattr(settings, each.name)) for each in fields(settings)}
+
+
+def _shown(setting: Field[Any], value: Any) -> Any:
+    return "(set)" if setting.metadata.get("hidden") and value else value
 
 
 def file_path() -> str:
@@ -145,7 +169,8 @@ def typed(where: str, name: str, value: object, setting: Field[Any]) -> object:
             raise ValueError  # 1.5 cpus would silently be 1
     except (TypeError, ValueError, OverflowError):
         wanted = {int: "a whole number", float: "a number", str: "text"}[kind]
-        raise BadSettings(f"{where} sets {name} to {value!r}, which is not {wanted} of 0 or more") from None
+        told = "something" if setting.metadata.get("hidden") else repr(value)
+        raise BadSettings(f"{where} sets {name} to {told}, which is not {wanted} of 0 or more") from None
     return made
 
 
@@ -158,4 +183,5 @@ def _filled(settings: Settings) -> Settings:
         memory_bytes=settings.memory_bytes or memory,
         base_python=settings.base_python or getattr(sys, "_base_executable", sys.executable),
         data=settings.data or f"{settings.state}/data",
+        data_sets=settings.data_sets or settings.state.data_sets,
     )

@@ -18,6 +18,7 @@ from runner.errors import BadRequest, TooMuch, nearest
 from runner.model import PRIORITY_MAX, PRIORITY_MIN, SWEEP_LIMIT, JobSpec, Resources, Submission
 
 NAME_MAX = 200
+IDLE_LEAST = 60.0  # seconds: GPUs are looked at every ten
 ARGUMENTS_MAX = 128 << 10  # bytes; the kernel takes 2 MiB with the environment
 AMOUNT_MAX = 2**53  # of cpus, bytes, GPUs: whole numbers are exact in JSON up to here
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -89,6 +90,9 @@ def _check_amounts(spec: JobSpec) -> None:
             raise BadRequest(f"{name} is {value}; it takes {bounds}")
     if spec.time_limit is not None and not (math.isfinite(spec.time_limit) and spec.time_limit > 0):
         raise BadRequest(f"the time limit is {spec.time_limit} s; it takes more than 0", "as in --time-limit 2h30m")
+    idle = spec.stop_if_idle
+    if idle is not None and not (math.isfinite(idle) and idle >= IDLE_LEAST):
+        raise BadRequest(f"stop_if_idle is {idle} s; it takes {IDLE_LEAST:.0f} or more", "as in --stop-if-idle 30m")
 
 
 def _check_gpus(spec: JobSpec, cards: Sequence[Card]) -> None:
@@ -96,6 +100,10 @@ def _check_gpus(spec: JobSpec, cards: Sequence[Card]) -> None:
         spec.gpus = 1  # who says which, or how much of it, wants one
     if spec.exclusive and not spec.gpus:
         raise BadRequest("exclusive says how a job has its GPUs, and it asks for none", "add --gpus 1")
+    if spec.stop_if_idle is not None and not spec.gpus:
+        raise BadRequest(
+            "stop_if_idle is about the job's GPUs, and it asks for none", "add --gpus 1, or use --time-limit"
+        )
     if spec.gpu_ids not in ("uuid", "index"):
         raise BadRequest(f"there are no GPU ids of the kind {spec.gpu_ids!r}", "`uuid` or `index`")
     if len(spec.gpu_type) > NAME_MAX:

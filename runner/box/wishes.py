@@ -161,11 +161,15 @@ class Wishes:
         self._wake()
         return jobs
 
-    def fetched(self, who: Principal, job_id: int) -> None:
+    def fetching(self, who: Principal, job_id: int) -> Job:
+        """The job whose outputs somebody brought home."""
         self._may_submit(who)
         (job,) = self._mine(who, [job_id], "fetch the outputs of")
+        return job
+
+    def fetched(self, job: Job) -> None:
         if job.state in words.FINISHED:
-            self._daemon.store.mark(job_id, fetched_at=time.time())
+            self._daemon.store.mark(job.id, fetched_at=time.time())
 
     def drain(self, who: Principal, on: bool) -> None:
         self._owns(who, "drain the box")

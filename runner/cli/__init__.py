@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 
-from runner import errors
+from runner import errors, paths
 from runner.cli.options import HelpAsked
 
 # group -> command -> (module, function, what it does)
@@ -23,6 +23,7 @@ COMMANDS = {
         "show": ("show", "show", "everything about a job"),
         "why": ("show", "why", "why a job waits, or how it ended"),
         "diff": ("diff", "diff", "what changed between the code of two jobs"),
+        "top": ("top", "top", "the GPUs and the queue live in the terminal, with keys"),
         "gpus": ("gpus", "gpus", "the GPUs: what they do, and who has them"),
         "notices": ("notices", "notices", "what the box noticed: faults, idle GPUs, heat"),
         "dashboard": ("dashboard", "dashboard", "the GPUs, the queue and the logs in your browser"),
@@ -43,6 +44,7 @@ COMMANDS = {
     "The box": {
         "box": ("boxes", "box", "the boxes you can use; add one over ssh"),
         "token": ("token", "token", "the keys with which laptops come to a box"),
+        "data": ("data", "data", "data sets on a box, for its jobs to read"),
         "secret": ("secret", "secret", "keys for your jobs, in their environment only"),
         "env": ("env", "env", "the environments that were built for jobs"),
         "drain": ("box", "drain", "let running jobs end and start no others"),
@@ -57,6 +59,7 @@ COMMANDS = {
     },
 }
 TABLE = {name: entry for group in COMMANDS.values() for name, entry in group.items()}
+APART = frozenset((*COMMANDS["This command"], "serve"))  # these fetch nothing in passing
 ALIASES = {"--help": "help", "-h": "help", "--version": "version", "-V": "version"}
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: as a shell reports them
@@ -131,6 +134,10 @@ def _answer(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if os.name == "nt":
+        raise errors.NotInstalled(
+            "runner runs on Linux and macOS, not on Windows itself", "`wsl --install`, then install gpubox within WSL"
+        )
     name, *rest = arguments or ["help"]
     name = ALIASES.get(name, name)
     if name not in TABLE:
@@ -142,7 +149,22 @@ def _dispatch(arguments: list[str]) -> int:
     module, function, _ = TABLE[name]
     loaded = __import__(f"runner.cli.{module}", fromlist=(function,))
     code = getattr(loaded, function)(rest)
+    if name not in APART:
+        _run_errands()
     return int(code or 0)
+
+
+def _run_errands() -> None:
+    if os.environ.get("GPUBOX_COURIER") == "no":
+        return
+    try:
+        names = os.listdir(paths.state_dir().awaited)
+    except OSError:
+        return  # nothing was ever submitted from here
+    if names not in ([], [".lock"]):
+        from runner.cli import errands
+
+        errands.run(names)
 
 
 def _complain(problem: errors.Problem) -> None:

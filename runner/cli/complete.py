@@ -112,9 +112,13 @@ def fitting(typed: list[str]) -> list[str]:
         return [name for name in _boxes() if name.startswith(last)]
     if command in ("box", "token"):
         return [word for word in _kept(command, before[1:]) if word.startswith(last)]
+    if command == "data":
+        return [word for word in _sets(before[1:]) if word.startswith(last)]
     if command == "gpus":
         verbs = [word for word in before[1:] if not word.startswith("-")]
         return [word for word in (_gpu_indices() if verbs else VERBS) if word.startswith(last)]
+    if command == "notices":
+        return [] if "test" in before[1:] else [word for word in ("test",) if word.startswith(last)]
     if command == "adopt":
         return [pid for pid in _foreign() if pid.startswith(last)]
     return _job_ids(JOBS[command], last) if command in JOBS else []
@@ -147,6 +151,16 @@ def _kept(command: str, before: list[str]) -> list[str]:
     if not verbs:
         return list(boxes.VERBS if command == "box" else token.VERBS)
     return _boxes() if command == "box" and verbs[0] in ("use", "test", "remove") else []
+
+
+def _sets(before: list[str]) -> list[str]:
+    """Verbs, and then the data sets; of a folder the shell knows more."""
+    from runner.cli import data
+
+    verbs = [word for word in before if not word.startswith("-")]
+    if not verbs:
+        return list(data.VERBS)
+    return [each["name"] for each in _awake().get("/data")["sets"]] if verbs[0] in ("pull", "rm") else []
 
 
 def _boxes() -> list[str]:

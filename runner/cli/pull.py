@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+from runner import errors
 from runner.cli import logs, options, output, values
-from runner.laptop import boxes
+from runner.laptop import awaited, boxes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,12 +15,14 @@ if TYPE_CHECKING:
     from runner.laptop.pull import Pulled
 
 PULL = """\
-Usage: runner pull [OPTIONS] IDS...
+Usage: runner pull [OPTIONS] [IDS...]
 
-Bring the outputs of jobs home, to runs/<box>-<id>/ of the project. Only what is new is fetched; what you changed there
-is never overwritten. Following a job does this by itself when it ends.
+Bring the outputs of jobs home, to runs/<box>-<id>/ of the project; without ids, all that were submitted from here and
+have not come yet. Only what is new is fetched; what you changed there is never overwritten. Following a job does this
+by itself when it ends; when nobody follows, the next command after its end has it done in the background.
 
 Options:
+  --to DIR                to DIR/<box>-<id>/ instead
   -q, --quiet             print the folders only
   --json                  as JSON
   --box NAME              which box (GPUBOX_BOX, else the one in use)
@@ -34,11 +39,19 @@ def pull(arguments: list[str]) -> int:
     from runner.laptop.pull import pull as bring
 
     given = options.parse(PULL, arguments)
-    ids = values.jobs(given.words, "runner pull")
+    to = given.get("--to")
+    if to is not None and not os.path.isdir(to):
+        raise errors.NotFound(f"--to {to}: there is no such folder", f"mkdir -p {to}")
     api = boxes.open_box(given.get("--box"))
+    names = given.words or list(awaited.all_of().get(api.box, ()))
+    if not names:
+        output.say(f"nothing is awaited from {api.box}: `runner pull ID` brings the outputs of any job")
+        return 0
+    ids = values.jobs(names, "runner pull")
     brought = []
     for job in api.get(f"/jobs?ids={values.query(ids)}")["jobs"]:
-        pulled = bring(api, int(job["id"]), api.box, str(job.get("project") or ""))
+        place = os.path.abspath(to) if to else awaited.to(api.box, str(job.get("group") or job["id"]))
+        pulled = bring(api, int(job["id"]), api.box, str(job.get("project") or ""), place)
         brought.append(_as_json(int(job["id"]), pulled))
         if "--json" in given:
             continue

@@ -130,6 +130,8 @@ def _needs(job: dict[str, Any]) -> str:
         parts.append(_gpus(job))
     if job.get("time_limit"):
         parts.append(f"at most {output.span(job['time_limit'])}")
+    if job.get("stop_if_idle"):
+        parts.append(f"ended when idle for {output.span(job['stop_if_idle'])}")
     return ", ".join(parts)
 
 

@@ -6,7 +6,7 @@ import os
 
 from runner import errors
 from runner.cli import options, output, values
-from runner.laptop import boxes, client
+from runner.laptop import awaited, boxes, client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ What it needs:
   --exclusive             share none of them, though --gpu-mem is given
   --gpu-ids KIND          what CUDA_VISIBLE_DEVICES holds: uuid, or index for what reads only numbers (uuid)
   --time-limit TIME       end it after 90 (seconds), 2h30m or 1-12:00:00
+  --stop-if-idle TIME     end it when its GPUs were idle so long, such as 30m; a warning comes first
   --grace TIME            between asking it to end and ending it (30)
 
 When it runs:
@@ -57,7 +58,9 @@ What it takes along:
   --no-files              send no files, for a command that needs none
 
 How it goes on:
-  -d, --detach            print the job's id and return at once
+  -d, --detach            print the job's id and return at once; a later command brings the outputs home
+  --no-pull               leave the outputs on the box until `runner pull`
+  --pull-to DIR           bring them to DIR/<box>-<id>/ instead of the project's runs/
   --json                  print the box's answer as JSON and return at once
   --dry-run               say what would be sent, and send nothing
   --box NAME              which box (GPUBOX_BOX, else the one in use)
@@ -74,7 +77,9 @@ Usage: runner rerun [OPTIONS] ID
 Run a job again with the code, the arguments and the options it had, and follow it.
 
 Options:
-  -d, --detach            print the new job's id and return at once
+  -d, --detach            print the new job's id and return at once; a later command brings the outputs home
+  --no-pull               leave the outputs on the box until `runner pull`
+  --pull-to DIR           bring them to DIR/<box>-<id>/ instead of the project's runs/
   --json                  print the box's answer as JSON and return at once
   --box NAME              which box (GPUBOX_BOX, else the one in use)
   -h, --help              this text
@@ -89,6 +94,7 @@ GPU_IDS = ("uuid", "index")
 
 def submit(arguments: list[str]) -> int:
     given = options.parse(SUBMIT, arguments, stop_at_word=True)
+    _check_pull(given)
     box = boxes.choose(given.get("--box"))
     spec, start = _task(given)
     spec.update(_wishes(given))
@@ -122,6 +128,7 @@ def _rehearse(given: Given, body: dict[str, Any], snap: Snapshot | None, start: 
 
 def rerun(arguments: list[str]) -> int:
     given = options.parse(RERUN, arguments)
+    _check_pull(given)
     job_id = values.job(given.words, "runner rerun")
     api = boxes.open_box(given.get("--box"))
     key = {"Idempotency-Key": client.new_key()}
@@ -301,8 +308,10 @@ def _gpus(given: Given, count: int | None) -> dict[str, Any]:
         wishes["exclusive"] = True
     if text := given.get("--gpu-ids"):
         wishes["gpu_ids"] = values.choice("--gpu-ids", text, GPU_IDS)
+    if text := given.get("--stop-if-idle"):
+        wishes["stop_if_idle"] = values.duration("--stop-if-idle", text)
     if not count:
-        for option in ("--gpu-type", "--gpu-mem", "--exclusive", "--gpu-ids"):
+        for option in ("--stop-if-idle", "--gpu-type", "--gpu-mem", "--exclusive", "--gpu-ids"):
             if option in given:
                 raise errors.BadRequest(f"{option} is about GPUs, and the job asks for none", f"--gpus 1 {option} ...")
     return wishes
@@ -333,6 +342,16 @@ def _after(given: Given, api: Client) -> list[dict[str, Any]]:
             ids = [job["id"] for job in api.get(f"/jobs?ids={values.query(ids)}")["jobs"]]
         found += [{"job": number, "any_end": bool(colon)} for number in ids]
     return found
+
+
+def _check_pull(given: Given) -> None:
+    to = given.get("--pull-to")
+    if to is None:
+        return
+    if "--no-pull" in given:
+        raise errors.BadRequest("--no-pull and --pull-to do not go together", "keep one of them")
+    if not os.path.isdir(to or "."):
+        raise errors.NotFound(f"--pull-to {to}: there is no such folder", f"mkdir -p {to}")
 
 
 # --- sending it ------------------------------------------------------------------------------------------------------
@@ -376,6 +395,9 @@ def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str) -> i
         output.say(f"note: {warning}")
     group = answer.get("group")
     name = str(group or answer["id"])
+    to, pull = given.get("--pull-to") or "", "--no-pull" not in given
+    if pull:
+        awaited.note(api.box, name, os.path.abspath(to) if to else "")
     if "--json" in given:
         output.json(answer)
         return 0
@@ -385,7 +407,7 @@ def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str) -> i
     what = f"{output.many(int(answer['count']), 'job')} {name}" if group else f"job {name}"
     output.say(f"{what} submitted to {api.box} ({text})")
     try:
-        return _follow(api, answer, group)
+        return _follow(api, answer, group, pull)
     except KeyboardInterrupt:
         if group:
             rest = f"`runner wait {name}` waits for them, `runner pull {name}` brings their outputs home"
@@ -396,14 +418,14 @@ def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str) -> i
         return 130
 
 
-def _follow(api: Client, answer: dict[str, Any], group: str | None) -> int:
+def _follow(api: Client, answer: dict[str, Any], group: str | None, pull: bool) -> int:
     import gc
 
     gc.enable()  # from here on we may stay for days
     if group:
         from runner.cli import wait
 
-        return wait.watch_group(api, group)
+        return wait.watch_group(api, group, pull)
     from runner.cli import logs
 
-    return logs.follow(api, int(answer["id"]))
+    return logs.follow(api, int(answer["id"]), pull=pull)

@@ -9,7 +9,7 @@ import time
 
 from runner import errors, words
 from runner.cli import logs, options, output, values
-from runner.laptop import addresses, boxes
+from runner.laptop import addresses, awaited, boxes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,10 +126,10 @@ def _check(deadline: float | None) -> None:
 # --- following an array ----------------------------------------------------------------------------------------------
 
 
-def watch_group(api: Client, group: str) -> int:
+def watch_group(api: Client, group: str, pull: bool = True) -> int:
     """The counts of an array on one line until it has ended, its outputs brought home job by job. The exit code is
     that of `wait`."""
-    watch = _Watch(api, group)
+    watch = _Watch(api, group, pull)
     for _ in _looks(api):
         if watch.look():
             break
@@ -139,8 +139,9 @@ def watch_group(api: Client, group: str) -> int:
 class _Watch:
     """What is known of an array: which of its jobs have not ended, the codes of those that have, what came home."""
 
-    def __init__(self, api: Client, group: str) -> None:
-        self.api, self.group = api, group
+    def __init__(self, api: Client, group: str, pull: bool) -> None:
+        self.api, self.group, self.pull = api, group, pull
+        self.to = awaited.to(api.box, group)
         self.left: dict[int, None] | None = None  # the jobs that have not ended, in order
         self.codes: dict[int, int] = {}  # of those that did not succeed
         self.states: dict[str, None] = {}  # theirs
@@ -176,8 +177,10 @@ class _Watch:
             self.states[job["state"]] = None
             if len(self.codes) <= NAMED:
                 self._say(*logs.ending(job))
+        if not self.pull:
+            return
         try:
-            done = pull.pull(self.api, job_id, self.api.box, str(job.get("project") or ""))
+            done = pull.pull(self.api, job_id, self.api.box, str(job.get("project") or ""), self.to)
         except errors.Problem as problem:
             if not self.behind:
                 self._say(f"the outputs of job {job_id} are still on the box: {problem.message}")
@@ -210,6 +213,8 @@ class _Watch:
 
     def close(self) -> int:
         """Say what came home and what did not succeed; the exit code for it all."""
+        if not self.behind:
+            awaited.forget(self.api.box, self.group)
         if self.home:
             count = sum(len(done.files) for done in self.home)
             size = sum(size for done in self.home for _, size in done.files)

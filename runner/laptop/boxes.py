@@ -119,13 +119,17 @@ def _connect_to_service() -> _socket.socket:
 def connect_or_start() -> _socket.socket:
     if provisioned():
         return _connect_to_service()
+    if sys.platform != "linux":
+        raise errors.NotInstalled(
+            "no box was added, and this computer can't be one: that takes Linux", "`runner box add me@host` over ssh"
+        )
     path = paths.api_socket(paths.state_dir())
     return _try(path) or _start(path)
 
 
 def _try(path: str) -> _socket.socket | None:
     """A connection, or None when nobody listens there."""
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     sock.settimeout(CONNECT_SECONDS)
     try:
         sock.connect(os.fsencode(path))

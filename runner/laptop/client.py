@@ -176,6 +176,7 @@ class Client:
     def __init__(self, connect: Callable[[], Socket], box: str = "local") -> None:
         self.box = box
         self.connect = connect
+        self.patience = REPLY_SECONDS  # for a reply
         self.always = {"Host": box}  # headers of every request
         self.greet: Callable[[Client, dict[str, str]], bool] | None = None  # sees the first reply; True: ask again
         self.meanwhile: Callable[[], None] | None = None  # done once, while the box is at work on the next request
@@ -262,7 +263,7 @@ class Client:
         headers: dict[str, str] | None,
     ) -> Reply:
         connection, self._idle = self._idle or Connection(self.connect()), None
-        connection.socket.settimeout(REPLY_SECONDS)
+        connection.socket.settimeout(self.patience)
         sent = {**self.always, **(headers or {})}
         if json is not None:
             body = dumps(json).encode()

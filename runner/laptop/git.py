@@ -21,8 +21,8 @@ class Question:
     def __init__(self, folder: str, arguments: list[str], asked: bytes = b"") -> None:
         self._folder = folder
         self._output, output = os.pipe()
-        self._complaints = os.memfd_create("git-complaints")
-        given = os.memfd_create("git-input")
+        self._complaints = _scratch()
+        given = _scratch()
         if asked:
             os.write(given, asked)
             os.lseek(given, 0, os.SEEK_SET)
@@ -63,6 +63,16 @@ class Question:
         finally:
             os.close(self._complaints)
         return os.fsdecode(b"".join(pieces))
+
+
+def _scratch() -> int:
+    """A file without a name: in memory where the system has that."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("git")
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def listing(folder: str, top: bool) -> Question:

@@ -2,7 +2,8 @@
 
 Only what is missing or changed is fetched. `.runner-pull.json` there says which files are ours: an older copy of ours
 gives way to a newer one, a file that a person made or changed never does. What the box says is not believed: no path
-leads out of the folder, and no link is followed.
+leads out of the folder, and no link is followed. At the end the box is told the hashes of what arrived, and compares:
+what differs is fetched again, and only outputs that arrived whole may ever be cleaned away there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import stat
 
 from runner import errors, words
+from runner.laptop import awaited
 from runner.laptop.client import Lost, quote
 from runner.laptop.light import dumps, loads
 
@@ -55,27 +57,43 @@ class Pulled:
         self.complete = False  # the job has ended and all its outputs are here
 
 
-def pull(client: Client, job_id: int, box: str, project: str) -> Pulled:
+def pull(client: Client, job_id: int, box: str, project: str, to: str = "") -> Pulled:
+    """to: the folder to make theirs in, instead of the project's runs/; also what its submit said."""
     # The state is asked first: if the job had ended then, the list is complete.
     finished = client.get(f"/jobs/{job_id}")["job"]["state"] in words.FINISHED
     outputs, links = _listed(client.get(f"/jobs/{job_id}/outputs"))
     name = f"{_plain(box)}-{job_id}"
-    base, note = _home(project)
-    done = Pulled(os.path.join(base, "runs", name))
+    to = to or awaited.to(client.box, str(job_id))
+    base, note = ("", "") if to else _home(project)
+    done = Pulled(os.path.join(to or f"{base}/runs", name))
     done.note = note
     if outputs or links:
         try:
             with _Folder(client, job_id, name, done) as folder:
                 folder.bring(outputs, links)
+                if finished and not done.refused:
+                    folder.acknowledge(outputs)
         except OSError as error:
             raise _local(error, done.folder, job_id) from error
+    elif finished:
+        _differing(client, job_id, [])
     done.complete = finished and not done.refused
-    if done.complete:
-        try:
-            client.post(f"/jobs/{job_id}/fetched")
-        except errors.Refused:
-            pass  # somebody else's job: its outputs wait for them
+    if finished:
+        awaited.forget(client.box, str(job_id))
     return done
+
+
+def _differing(client: Client, job_id: int, hashes: list[str]) -> list[str]:
+    """Say what arrived, in the order of the box's listing; the paths of what it has otherwise."""
+    try:
+        answer = client.post(f"/jobs/{job_id}/fetched", {"hashes": hashes})
+        return [str(path) for path in answer["differ"]]
+    except errors.Refused:
+        return []  # somebody else's job: its outputs wait for them
+    except (KeyError, TypeError):
+        raise errors.BadData(
+            "what the box sends is not a list of paths", "`runner doctor` compares the versions"
+        ) from None
 
 
 def _listed(found: Any) -> tuple[list[Output], dict[str, str]]:
@@ -146,7 +164,7 @@ class _Folder:
                 self._fetch(output, place)
             except errors.NotFound:
                 self.done.refused.append((output.path, "it was removed on the box while we fetched"))
-            except _Refusal as refusal:  # what is here changed while we fetched
+            except Refusal as refusal:  # what is here changed while we fetched
                 self.done.refused.append((output.path, str(refusal)))
         for path, target in sorted(links.items()):
             self._link(path, target)
@@ -155,13 +173,51 @@ class _Folder:
             if name.startswith(PART):
                 os.unlink(name, dir_fd=self.fd)
 
+    def acknowledge(self, outputs: list[Output]) -> None:
+        """Have the box compare; fetch once more what did not arrive as it is there."""
+        for _ in range(2):
+            hashes = [self._hash(output.path) for output in outputs]
+            differ = {output.path for output in outputs} & set(_differing(self.client, self.job_id, hashes))
+            if not differ:
+                self._write_receipt()  # with the hashes
+                return
+            for path in differ:
+                self._discard(path)
+            kept, self.done.files = self.done.files, []
+            self.bring([output for output in outputs if output.path in differ], {})
+            self.done.files = kept
+        self.done.refused += [(path, "it did not arrive as it is on the box") for path in sorted(differ)]
+
+    def _discard(self, path: str) -> None:
+        """Have it fetched anew, also where what is here looks like it."""
+        known = self.receipt.pop(path)
+        if self._version(known["as"]) in known["ours"]:
+            folder, name = self._enter(known["as"], False)
+            os.unlink(name, dir_fd=folder)
+            os.close(folder)
+
+    def _hash(self, path: str) -> str:
+        """Of a file as it arrived. What a person did with it since is theirs."""
+        import hashlib
+
+        known = self.receipt[path]
+        if not known.get("sha256"):
+            folder, name = self._enter(known["as"], False)
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            finally:
+                os.close(folder)
+            with open(fd, "rb") as file:
+                known["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        return str(known["sha256"])
+
     # --- what is wanted, and where it goes ---
 
     def _place(self, path: str, version: Version) -> str | None:
         """Where to write this version of a file; "" when it is here already, None when it may not come."""
         try:
             return self._choose(path, version)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             self.done.refused.append((path, str(refusal)))
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
@@ -217,32 +273,13 @@ class _Folder:
         return [found.st_size, found.st_mtime_ns] if stat.S_ISREG(found.st_mode) else [-1, 0]
 
     def _enter(self, path: str, make: bool) -> tuple[int, str]:
-        """(descriptor of the folder that holds it, its name there), with every step looked at."""
-        *folders, name = path.split("/")
-        if "\0" in path or any(part in ("", ".", "..") for part in (*folders, name)) or path.startswith(PART[:-1]):
-            raise _Refusal("not a path inside the folder")
-        fd = os.dup(self.fd)
-        try:
-            for part in folders:
-                if make:
-                    try:
-                        os.mkdir(part, dir_fd=fd)
-                    except FileExistsError:
-                        pass
-                fd, before = os.open(part, _FOLDER, dir_fd=fd), fd
-                os.close(before)
-        except OSError as error:
-            os.close(fd)
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise _Refusal(f'"{part}" here is no folder') from None
-            raise
-        return fd, name
+        return enter(self.fd, path, make)
 
     # --- bringing ---
 
     def _fetch(self, output: Output, place: str) -> None:
         path, version = output.path, output.version
-        part = self._download(path, version)
+        part, sha256 = self._download(path, version)
         os.utime(part, ns=(version[1], version[1]), dir_fd=self.fd, follow_symlinks=False)
         size = os.stat(part, dir_fd=self.fd).st_size
         if output.executable:
@@ -262,25 +299,28 @@ class _Folder:
             os.close(folder)
         known["is"] = version if size == version[0] else None
         known["ours"] = [self._version(place)]
+        known["sha256"] = sha256
         self.done.fetched += 1
         self._arrived(path, size)
 
-    def _download(self, path: str, version: Version) -> str:
-        """The file under a name that holds its version, so that a torn one is continued only by the same."""
+    def _download(self, path: str, version: Version) -> tuple[str, str]:
+        """(the file's name, which holds its version, so that a torn one is continued only by the same; its SHA-256)."""
         import hashlib
 
         part = PART + hashlib.sha256(os.fsencode(f"{path}\0{version}")).hexdigest()[:32]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(part, flags, 0o666, dir_fd=self.fd)
         try:
             size = os.fstat(fd).st_size
             if size > version[0]:
                 os.ftruncate(fd, 0)
                 size = 0
+            with open(os.dup(fd), "rb") as file:
+                hashed = hashlib.file_digest(file, "sha256")
             while size < version[0]:
                 before = size
                 try:
-                    self._continue(fd, path, size)
+                    self._continue(fd, path, size, hashed)
                     break
                 except Lost:  # what arrived is here: the rest is asked for, unless nothing comes at all
                     size = os.fstat(fd).st_size
@@ -288,11 +328,12 @@ class _Folder:
                         raise
         finally:
             os.close(fd)
-        return part
+        return part, hashed.hexdigest()
 
-    def _continue(self, fd: int, path: str, size: int) -> None:
+    def _continue(self, fd: int, path: str, size: int, hashed: Any) -> None:
         url = f"/jobs/{self.job_id}/outputs/{quote(path)}?offset={size}"
         for piece in self.client.stream("GET", url):
+            hashed.update(piece)
             view = memoryview(piece)
             while view:
                 view = view[os.write(fd, view) :]
@@ -305,14 +346,14 @@ class _Folder:
 
     def _link(self, path: str, target: str) -> None:
         try:
-            if not _inside(path, target):
-                raise _Refusal(f"a link that leads out of the folder, to {target}")
+            if not inside(path, target):
+                raise Refusal(f"a link that leads out of the folder, to {target}")
             folder, name = self._enter(path, True)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             self.done.refused.append((path, str(refusal)))
             return
         try:
-            here = _readlink(name, folder)
+            here = readlink(name, folder)
             if here is not None and here not in ("", target) and self.receipt.get(path, {}).get("link") == here:
                 os.unlink(name, dir_fd=folder)
                 here = None
@@ -347,11 +388,35 @@ class _Folder:
         os.fsync(self.fd)
 
 
-class _Refusal(Exception):
+class Refusal(Exception):
     """Why something from the box may not be written here."""
 
 
-def _inside(path: str, target: str) -> bool:
+def enter(root: int, path: str, make: bool) -> tuple[int, str]:
+    """(descriptor of the folder that holds a path below an open one, its name there), with every step looked at. make:
+    the folders on the way."""
+    *folders, name = path.split("/")
+    if "\0" in path or any(part in ("", ".", "..") for part in (*folders, name)) or path.startswith(PART[:-1]):
+        raise Refusal("not a path inside the folder")
+    fd = os.dup(root)
+    try:
+        for part in folders:
+            if make:
+                try:
+                    os.mkdir(part, dir_fd=fd)
+                except FileExistsError:
+                    pass
+            fd, before = os.open(part, _FOLDER, dir_fd=fd), fd
+            os.close(before)
+    except OSError as error:
+        os.close(fd)
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise Refusal(f'"{part}" here is no folder') from None
+        raise
+    return fd, name
+
+
+def inside(path: str, target: str) -> bool:
     """Whether a link stays in the folder: steps up only at its beginning, no more than it lies deep."""
     parts = target.split("/")
     ups = 0
@@ -360,7 +425,7 @@ def _inside(path: str, target: str) -> bool:
     return bool(target) and not target.startswith("/") and ".." not in parts[ups:] and ups <= path.count("/")
 
 
-def _readlink(name: str, folder: int) -> str | None:
+def readlink(name: str, folder: int) -> str | None:
     """A link's target; "" for what is no link, None for nothing."""
     try:
         return os.readlink(name, dir_fd=folder)

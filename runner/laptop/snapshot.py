@@ -292,7 +292,7 @@ def _check_size(names: Names, limit_bytes: int, limit_files: int) -> None:
         return
     raise errors.TooLarge(
         f"{problem}; largest: {largest}",
-        f"leave them out with lines in .runnerignore (data belongs on the box){otherwise}",
+        f"leave them out with lines in .runnerignore (data: `runner data push`){otherwise}",
     )
 
 

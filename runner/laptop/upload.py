@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import NoReturn
 
+    from runner.laptop.folder import Folder
     from runner.laptop.snapshot import Snapshot
 
 PART = 128 << 10  # the unit that a cut may have to send again
@@ -78,7 +79,7 @@ class Stream:
     """What the box lacks. Small contents share a piece. complete: how many have been read to their ends."""
 
     def __init__(
-        self, snapshot: Snapshot, missing: Iterable[str], held: Mapping[str, int], packs: bool, plain: bool
+        self, snapshot: Snapshot | Folder, missing: Iterable[str], held: Mapping[str, int], packs: bool, plain: bool
     ) -> None:
         """held: of which the box has the beginning, and how much. plain: whole contents only, for an older box."""
         self._root, self._held, self._packs, self._plain = snapshot.root, held, packs, plain
@@ -92,6 +93,7 @@ class Stream:
         self._pace = Pace()
         self.changed: str | None = None
         self.complete = 0
+        self.read = 0  # bytes of contents, by now
 
     def __iter__(self) -> Iterator[bytes]:
         gathered: list[bytes] = []
@@ -145,6 +147,7 @@ class Stream:
                 left -= len(piece)
                 if not piece or (not left and digest.hexdigest() != sha):
                     self._give_up(path)
+                self.read += len(piece)
                 yield piece
             if not size and digest.hexdigest() != sha:
                 self._give_up(path)

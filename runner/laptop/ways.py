@@ -244,21 +244,18 @@ def _try(path: str) -> _socket.socket | None:
 
 
 def _command(address: Address, path: str) -> str:
-    return " ".join([sys.executable, *_arguments(address, path)])
+    return " ".join([sys.executable, "-P", *_arguments(address, path)])
 
 
 def _arguments(address: Address, path: str) -> list[str]:
-    return ["-P", "-m", "runner.laptop.keeper", path, address.ssh, address.address, str(address.port)]
+    return ["-m", "runner.laptop.keeper", path, address.ssh, address.address, str(address.port)]
 
 
 def _start_keeper(address: Address, path: str) -> None:
     """Its first process listens, forks off the one that stays, and ends: then somebody can be connected to."""
-    import runner
+    from runner.laptop import detached
 
-    house = os.path.dirname(os.path.dirname(os.path.abspath(runner.__file__)))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (house, os.environ.get("PYTHONPATH"))))}
-    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
-    pid = os.posix_spawn(sys.executable, [sys.executable, *_arguments(address, path)], environment, file_actions=null)
+    pid = detached.start(_arguments(address, path))
     try:
         os.waitpid(pid, 0)
     except ChildProcessError:

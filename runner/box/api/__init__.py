@@ -4,6 +4,7 @@ and, where the owner says so, over HTTPS.
 jobs.py   submit, list, show, wishes          house.py   what the routes may reach
 logs.py   logs, outputs, events               front.py   limits, headers, errors
 code.py   snapshots and contents                 uploads.py   contents on their way
+data.py   data sets
 gpus.py   the GPUs
 history.py  what they did, notices, numbers for Prometheus
 tokens.py who may come in over the network
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Depends, FastAPI
 
 import runner
-from runner.box.api import box, code, environments, gpus, history, jobs, logs, secrets, settings, signin, tokens
+from runner.box.api import box, code, data, environments, gpus, history, jobs, logs, secrets, settings, signin, tokens
 from runner.box.api.front import Front, set_words
 from runner.box.api.house import House
 from runner.box.auth import admitted
@@ -55,7 +56,7 @@ def make_app(house: House | None, pages: Callable[[FastAPI], None] | None = None
         redirect_slashes=False,
     )
     routes = APIRouter(prefix=PREFIX)
-    for part in (box, code, environments, gpus, history, jobs, logs, secrets, settings, signin, tokens):
+    for part in (box, code, data, environments, gpus, history, jobs, logs, secrets, settings, signin, tokens):
         routes.include_router(part.routes)
     app.include_router(routes)
     if pages is not None:

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -18,6 +18,7 @@ from runner.box.api.house import Here, House, answer
 from runner.box.auth import Admin, Who
 from runner.box.envs import interpreter
 from runner.box.retention import Cleaning
+from runner.box.settings import public
 from runner.model import Gpu, Resources
 
 routes = APIRouter()
@@ -119,7 +120,7 @@ async def about(here: Here) -> Response:
             "draining": daemon.draining,
             "counts": daemon.store.counts(),
             "unknown": daemon.unknown,
-            "settings": {each.name: getattr(daemon.settings, each.name) for each in fields(daemon.settings)},
+            "settings": public(daemon.settings),
             "versions": await here.call(lambda: _versions(daemon.settings.base_python)),
         }
     )

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from runner import errors
 from runner.box import outputs
 from runner.box.api.house import Here, House, JobId, Key, answer
-from runner.box.api.jobs import submitted
+from runner.box.api.jobs import AGAIN, submitted
 from runner.box.api.uploads import Upload
 from runner.box.auth import Who
 from runner.box.code import Receiver
@@ -62,7 +62,7 @@ class Manifest:
     """The files of a snapshot."""
 
     version: int
-    files: dict[str, tuple[int, int, str]]
+    files: dict[str, list[int | str]]  # [mode, size, sha256]
     links: dict[str, str]
     dirs: list[str]
 
@@ -80,12 +80,12 @@ def _missing(here: House, wish: Offer, came: Receiver | None = None) -> dict[str
     return {"missing": lacks, "held": blobs.held(lacks)}
 
 
-_FRAMES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+FRAMES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 UploadKey = Annotated[str | None, Header(alias="Upload-Key", min_length=1, max_length=200)]
 
 
-@routes.post("/blobs", response_model=Stored, openapi_extra={"requestBody": _FRAMES})
+@routes.post("/blobs", response_model=Stored, openapi_extra={"requestBody": FRAMES})
 async def receive(here: Here, who: Who, request: Request, key: UploadKey = None) -> Response:
     """Contents, one after the other: `<sha256> <size>\\n<bytes>`, or in parts: `<sha256> <size> <start> <length>
     <sent>\\n<bytes>`, which zlib packed where `sent` is less. All of them are durable when this is answered; after a
@@ -109,8 +109,8 @@ async def receive(here: Here, who: Who, request: Request, key: UploadKey = None)
     "/bundles",
     status_code=201,
     response_model=Submitted,
-    responses={202: {"model": Missing, "description": "No job yet: the box lacks contents"}},
-    openapi_extra={"requestBody": _FRAMES},
+    responses={**AGAIN, 202: {"model": Missing, "description": "No job yet: the box lacks contents"}},
+    openapi_extra={"requestBody": FRAMES},
 )
 async def bundle(here: Here, who: Who, request: Request, key: Key = None) -> Response:
     """A submission with its code, at once: `<n> <m>\\n`, n bytes of JSON as for POST /jobs, m bytes of JSON as for POST

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 import runner
 from runner import errors, files
@@ -215,5 +216,14 @@ async def _http(request: Request, error: Exception) -> Response:
         )
     if error.status_code == 405:
         wrong = errors.BadRequest(f"{request.method} is not for {path!a}", "the API is described in docs/openapi.json")
-        return _said(request, wrong, 405)
+        said = _said(request, wrong, 405)
+        said.headers["Allow"] = ", ".join(_methods_of(request))
+        return said
     return _said(request, errors.BadData("the request could not be read", "send it again"), error.status_code)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """The methods that a path has: the framework's own word is of one of its routes alone."""
+    asked = [{**request.scope, "method": method} for method in ("GET", "POST", "PUT", "DELETE")]
+    routes = request.app.routes
+    return [scope["method"] for scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]

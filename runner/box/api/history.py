@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from runner import errors
 from runner.box import exposition
 from runner.box.api.house import ID_MAX, Here, House, answer
-from runner.box.auth import Who
+from runner.box.auth import Admin, Who
 from runner.box.gpus.exports import families
 from runner.box.history import Chart
 from runner.box.history.archive import STEPS
@@ -88,6 +88,21 @@ class Extent:
 @dataclass
 class Notices:
     notices: list[Notice]
+
+
+@dataclass
+class Told:
+    """What became of one way to tell."""
+
+    ok: bool
+    said: str
+    hint: str
+    again: bool  # a notice would be tried again
+
+
+@dataclass
+class Tried:
+    outcomes: list[Told]
 
 
 @dataclass
@@ -264,6 +279,17 @@ async def notices(
 ) -> Response:
     """What its owner should know of, the newest first. before: older than one. unseen: only what nobody has seen."""
     return answer({"notices": here.daemon.store.notices(before, limit, unseen)})
+
+
+@routes.post("/notices/test", response_model=Tried)
+async def test(here: Here, who: Admin) -> Response:
+    """Tell something by each way that the settings name, and say what came of it."""
+    if here.tell_test is None:
+        raise errors.BadRequest(
+            "the box tells nobody: none of notify_ntfy, notify_webhook and notify_command is set",
+            'such as notify_ntfy = "https://ntfy.sh/a-word-nobody-guesses" in box.toml (docs/monitor.md)',
+        )
+    return answer({"outcomes": await here.tell_test()})
 
 
 @routes.post("/notices/seen", response_model=Seen)

@@ -26,6 +26,7 @@ from runner.box.history import History
 from runner.box.recipes import Recipes
 from runner.box.retention import Retention
 from runner.box.secrets import Secrets
+from runner.box.sets import Sets
 from runner.box.tokens import Tokens
 from runner.box.wishes import Wishes
 from runner.model import Job
@@ -86,6 +87,7 @@ class House:
     gate: Gate
     tokens: Tokens
     secrets: Secrets
+    sets: Sets
     choices: Choices
     call: Callable[[Callable[[], Any]], Awaitable[Any]]  # run something blocking in a thread
     leave: Callable[[bool], None]  # end this daemon; True: and begin a new one in its place
@@ -93,6 +95,7 @@ class House:
     gpus_known: Callable[[], Awaitable[None]] = _known  # wait, shortly, until a daemon that is new has seen its GPUs
     pages: Pages | None = None
     open_page: Callable[[], Awaitable[int]] = _no_page  # listen for a browser on this computer; the port
+    tell_test: Callable[[], Awaitable[list[Any]]] | None = None  # by each way of notifications; None: none is set
     network: Network | None = None  # None: the box listens on its unix socket alone
     unreachable: str | None = None  # why it does, where it should listen on the network, too
     connections: Sized = ()  # that are open now on the unix socket

@@ -112,6 +112,11 @@ class Which:
 
 
 @dataclass
+class Brought:
+    hashes: list[str]  # SHA-256 of each output, in the order of their listing
+
+
+@dataclass
 class Cancel(Which):
     grace: float | None = None  # seconds between TERM and KILL; None: as submitted
 
@@ -128,8 +133,10 @@ class Adoption:
 
 # --- new jobs ---
 
+AGAIN: dict[int | str, Any] = {200: {"model": Submitted, "description": "The same request had been accepted before"}}
 
-@routes.post("/jobs", status_code=201, response_model=Submitted)
+
+@routes.post("/jobs", status_code=201, response_model=Submitted, responses=AGAIN)
 async def submit(here: Here, who: Who, submission: Submission, request: Request, key: Key = None) -> Response:
     return await submitted(here, who, submission, key, hashlib.sha256(await request.body()).hexdigest())
 
@@ -141,7 +148,7 @@ async def submitted(here: House, who: Principal, submission: Submission, key: st
     return answer(made, 200 if known else 201)
 
 
-@routes.post("/jobs/{job_id}/rerun", status_code=201, response_model=Submitted)
+@routes.post("/jobs/{job_id}/rerun", status_code=201, response_model=Submitted, responses=AGAIN)
 async def rerun(here: Here, who: Who, job_id: JobId, key: Key = None) -> Response:
     await _learn(here, who, here.daemon.store.spec(here.job(job_id).spec_id))
     digest = hashlib.sha256(f"rerun {job_id}".encode()).hexdigest()
@@ -194,10 +201,14 @@ async def prioritise(here: Here, who: Who, wish: Priority, brief: bool = False) 
 
 
 @routes.post("/jobs/{job_id}/fetched")
-async def fetched(here: Here, who: Who, job_id: JobId) -> Response:
-    """The outputs were brought home: from now on they may be cleaned away."""
-    here.wishes.fetched(who, job_id)
-    return answer({})
+async def fetched(here: Here, who: Who, job_id: JobId, brought: Brought) -> Response:
+    """The outputs were brought home: from now on they may be cleaned away, if they arrived as they are here. "differ":
+    the paths of those that did not."""
+    job = here.wishes.fetching(who, job_id)
+    differ = await here.call(lambda: here.custody.differing(job.id, brought.hashes))
+    if not differ:
+        here.wishes.fetched(job)
+    return answer({"differ": differ})
 
 
 def _ids(here: House, wish: Which) -> list[int]:
@@ -216,7 +227,11 @@ def _now(here: House, jobs: Sequence[Job], brief: bool) -> Response:
 # --- questions ---
 
 
-@routes.get("/jobs", response_model=Listed)
+@routes.get(
+    "/jobs",
+    response_model=Listed,
+    responses={200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
+)
 async def jobs(
     here: Here,
     state: str = "",
@@ -274,7 +289,7 @@ def _states(text: str) -> list[str]:
     return states
 
 
-@routes.get("/jobs/{job_id}", response_model=Shown)
+@routes.get("/jobs/{job_id:int}", response_model=Shown)  # not /jobs/cancel
 async def show(here: Here, job_id: JobId) -> Response:
     (job,) = here.wishes.fresh([here.job(job_id)])
     spec = here.daemon.store.spec(job.spec_id)
@@ -317,7 +332,8 @@ async def surroundings(here: Here, job_id: JobId) -> Response:
     job, daemon = here.job(job_id), here.daemon
     spec = daemon.store.spec(job.spec_id)
     programs, gpus = daemon.bin_dir(job.environment), daemon.gpus.visible(job, spec.gpu_ids)
-    variables, folder = launches.surroundings(job, spec, daemon.settings, daemon.store.box_id, programs, gpus)
+    data = daemon.data_of(job)
+    variables, folder = launches.surroundings(job, spec, daemon.settings, daemon.store.box_id, programs, gpus, data)
     return answer(Surroundings(variables, folder))
 
 

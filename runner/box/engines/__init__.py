@@ -27,7 +27,7 @@ class Stop:
     grace: seconds between TERM and KILL; 0 is at once.
     fence: its supervisor is gone: make sure that it never runs, or no longer does, and leave a record that says so.
     ran: the queue knows that it ran (so that a missing record is not mistaken for an attempt that never started).
-    reason: what its end shall say, cancelled or gpu_lost (all else counts as cancelled). The first wish decides.
+    reason: what its end shall say, cancelled, gpu_lost or gpu_idle (all else is cancelled). The first wish decides.
     """
 
     key: Key

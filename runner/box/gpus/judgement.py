@@ -69,7 +69,6 @@ class Judge:
         self._rest: dict[str, float] = {}  # UUID -> the least power that it was seen to draw, W
         self._memory: dict[tuple[int, str], list[tuple[float, int]]] = {}  # (job, GPU) -> (time, bytes)
         self._disk: list[tuple[float, int]] = []
-        self.idle_since: dict[int, float] = {}  # job -> since when none of its GPUs does anything
 
     def wait(self, idle_seconds: float, stalled_seconds: float) -> None:
         """From now on it takes so long."""
@@ -81,7 +80,6 @@ class Judge:
         found += self._gone(scene)
         if scene.disk is not None:
             found += self._room(*scene.disk, scene.now)
-        self._idle_jobs(scene)
         for key in [key for key in self._lasting if key[0] in OF_JOBS and key not in self._asked]:
             self._once(key, False, scene.now, 0.0)  # of a job that has the GPU no more
         self._asked.clear()
@@ -220,16 +218,6 @@ class Judge:
         soon = full_in(self._disk, total, DISK_SECONDS)
         if self._once(("disk", "soon"), soon is not None, now, 0.0) and soon is not None and not low:
             yield Notice(0, now, "disk", "warning", f"{left}; as it fills, it is full in {_minutes(soon)}", hint)
-
-    def _idle_jobs(self, scene: Scene) -> None:
-        """Of each job that has GPUs, since when all of them rest; of one whose GPUs can't be read nothing is said."""
-        resting: dict[int, bool] = {}
-        for gpu in scene.gpus:
-            for job in gpu.jobs:
-                resting[job] = resting.get(job, True) and self.rests(gpu)
-        self.idle_since = {
-            job: min(self.idle_since.get(job, scene.now), scene.now) for job, rests in resting.items() if rests
-        }
 
     # --- once ---
 

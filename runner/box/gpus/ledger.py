@@ -128,7 +128,7 @@ class Ledger:
         if step.joules is not None and step.seconds:
             joules = step.joules * share * seen / step.seconds
             self._charge(account.use, joules, step.at)
-            account.watts = step.joules * share / step.seconds
+            account.watts = (_drawn(step) or 0.0) * share  # not of the step: that may hold what a gap had used
             account.caught += joules
         if account.before is not None:
             self._catch_up(account, step, share)
@@ -207,6 +207,14 @@ class Ledger:
         if use.energy_joules is not None:
             self._charge(use, account.watts * rest, ended_at)
         return use
+
+
+def _drawn(step: Step) -> float | None:
+    """Watts at the reading; of a card that only counts, those of the step."""
+    said = step.reading.sample.get("power_watts") if step.reading is not None else None
+    if isinstance(said, float):
+        return said
+    return step.joules / step.seconds if step.joules is not None and step.seconds else None
 
 
 def _shares(step: Step, holders: Sequence[Job]) -> Iterable[tuple[Job, float, float | None]]:

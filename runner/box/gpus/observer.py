@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+from contextlib import suppress
 from dataclasses import fields
 
 from runner import files, words
 from runner.box.daemon import Daemon
 from runner.box.gpus.judgement import Held, Judge, Scene
+from runner.box.gpus.patience import Patience
+from runner.errors import DiskFull
 from runner.model import Gpu, Job
 
 LOOK_SECONDS = 10.0
+READ_SECONDS = 15.0  # a reading that is older says nothing of now
+SAVE_SECONDS = 60.0
+KEY = "idle"  # in the database: how long jobs with --stop-if-idle rest
 
 
 class Observer:
@@ -18,7 +25,9 @@ class Observer:
         settings = daemon.settings
         self._daemon = daemon
         self._judge = Judge(settings.idle_notice_minutes * 60, settings.stalled_notice_minutes * 60)
-        self._looked_at = 0.0
+        self._looked_at = self._saved_at = 0.0
+        self._saved = daemon.store.remembered(KEY) or "{}"
+        self._patience = Patience(_kept(self._saved))
 
     def look(self, now: float) -> None:
         """Tell what is new. Called more often than it is worth."""
@@ -27,7 +36,30 @@ class Observer:
         self._looked_at = now
         settings = self._daemon.settings  # which may have changed
         self._judge.wait(settings.idle_notice_minutes * 60, settings.stalled_notice_minutes * 60)
-        self._daemon.gpus.notify(self._judge.look(self._scene(now)))
+        scene = self._scene(now)
+        self._daemon.gpus.notify(self._judge.look(scene))
+        self._stop_idle(scene)
+
+    def _stop_idle(self, scene: Scene) -> None:
+        """Those that asked for it are warned, and ended; how long they rest is kept for the next daemon."""
+        now, gpus, active = scene.now, self._daemon.gpus, self._daemon.book.active
+        jobs = [job for job in active.values() if job.stop_if_idle]
+        rests = {gpu.uuid: self._judge.rests(gpu) for gpu in scene.gpus if self._is_fresh(gpu, now)}
+        busy = {job.id: sum(use.busy_seconds for use in gpus.ledger.of(job.id)) for job in jobs}
+        warnings, ends = self._patience.look(now, jobs, rests, busy)
+        gpus.notify(warnings)
+        self._daemon.end_idle(ends)
+        kept = json.dumps(self._patience.kept())
+        if kept != self._saved and not 0 <= now - self._saved_at < SAVE_SECONDS:
+            self._saved_at = now
+            with suppress(DiskFull):  # then the next daemon begins anew
+                self._daemon.store.remember(KEY, kept)
+                self._saved = kept
+
+    @staticmethod
+    def _is_fresh(gpu: Held, now: float) -> bool:
+        at = gpu.sample.get("at")
+        return isinstance(at, float) and now - at <= READ_SECONDS and gpu.sample.get("utilization") is not None
 
     def _scene(self, now: float) -> Scene:
         gpus = self._daemon.gpus.view(now)
@@ -57,3 +89,9 @@ class Observer:
             return os.stat(self._daemon.attempt_dir(job).log).st_mtime
         except OSError:
             return None
+
+
+def _kept(text: str) -> dict[str, tuple[int, float]]:
+    with suppress(ValueError, TypeError):
+        return {str(job): (int(attempt), float(seconds)) for job, (attempt, seconds) in json.loads(text).items()}
+    return {}

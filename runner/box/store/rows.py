@@ -203,6 +203,7 @@ def asked_by(spec: JobSpec) -> dict[str, Any]:
         "adopts": spec.adopts,
         "gpu_uuids": spec.gpu_uuids,
         "time_limit": spec.time_limit,
+        "stop_if_idle": spec.stop_if_idle,
         "grace": spec.grace,
         "project": spec.project,
         "after": spec.after,

@@ -1,0 +1,191 @@
+"""What is not told yet, and who tells it: a task for each way, so that one which hangs is in nobody's way.
+
+At least once: a message leaves the outbox when its way took it, or refused it for good, and the outbox is in the
+database. A daemon that is killed between the answer and that leaves it to the next one, which tells it again: twice is
+a nuisance, never is a GPU that burns. What leaves untold (refused, too old, too many) is said in the daemon's log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+
+from runner.box.notify import messages, post, ways
+from runner.box.notify.messages import Message
+from runner.box.notify.ways import Outcome, Way
+from runner.box.settings import Settings
+from runner.box.store import Store
+from runner.errors import Problem
+from runner.model import Job, Notice
+
+KEY = "outbox"  # in the database
+PAUSES = (5.0, 30.0, 120.0, 600.0, 1800.0)  # seconds after one, two, ... failures in a row
+WAITING_MAX = 100  # messages of a way; of more the oldest go
+OLD = 86400.0  # seconds after which nobody wants to know any more
+SECONDS = 15.0  # that a request or a command may take
+SAID_MAX = 4096  # bytes read of what it says
+
+
+class Outbox:
+    def __init__(self, settings: Settings, store: Store, report: Callable[[str], None]) -> None:
+        """BadSettings. report: a line for the daemon's log."""
+        self.ways, self._kinds = ways.chosen(settings), ways.kinds(settings)
+        self._box, self._store, self._report = settings.name, store, report
+        self.waiting: dict[str, list[Message]] = {way.name: [] for way in self.ways}
+        self._woken = {way.name: asyncio.Event() for way in self.ways}
+        self.pauses: Sequence[float] = PAUSES
+        self._recover()
+
+    def _recover(self) -> None:
+        """What an earlier daemon did not get to tell; of ways that are not set any more nothing is kept."""
+        with suppress(ValueError, TypeError, AttributeError):
+            kept = json.loads(self._store.remembered(KEY) or "{}")
+            for name, found in kept.items():
+                if name in self.waiting:
+                    self.waiting[name] = [Message(**each) for each in found]
+                    self._woken[name].set()
+
+    # --- in ---
+
+    def noticed(self, notices: Iterable[Notice]) -> None:
+        self._put([messages.of_notice(each, self._box) for each in notices if each.kind in self._kinds])
+
+    def ended(self, jobs: Iterable[Job]) -> None:
+        """These jobs are over, and the database says so."""
+        now = time.time()
+        found = [messages.of_end(job, self._box, now) for job in jobs]
+        self._put([each for each in found if each is not None and each.kind in self._kinds])
+
+    def _put(self, new: Sequence[Message]) -> None:
+        if not new:
+            return
+        for name, waiting in self.waiting.items():
+            waiting += new
+            if len(waiting) > WAITING_MAX:
+                waiting[:] = messages.merged(waiting, self._box)
+            if len(waiting) > WAITING_MAX:
+                self._report(f"{name}: {len(waiting) - WAITING_MAX} notifications are too many and were not sent")
+                del waiting[:-WAITING_MAX]
+            self._woken[name].set()
+        self._save()
+
+    def _save(self) -> None:
+        kept = {name: [asdict(each) for each in waiting] for name, waiting in self.waiting.items() if waiting}
+        try:
+            self._store.remember(KEY, json.dumps(kept))
+        except Problem as problem:  # then it is only in memory
+            self._report(f"what is to be told could not be kept: {problem.message}")
+
+    # --- out ---
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for way in self.ways:
+                group.create_task(self._serve(way))
+
+    async def _serve(self, way: Way) -> None:
+        waiting, woken, failures = self.waiting[way.name], self._woken[way.name], 0
+        while True:
+            await woken.wait()
+            woken.clear()
+            while message := self._next(way):
+                try:
+                    outcome = await tell(way, message, self._box)
+                except Exception as error:  # whatever it is, it is no trouble of the queue's
+                    outcome = Outcome(False, f"{way.name}: {type(error).__name__}", "", True)
+                if not outcome.ok and outcome.again:
+                    pause = self.pauses[min(failures, len(self.pauses) - 1)]
+                    if not failures:
+                        self._report(f"not told yet: {outcome.said}; {len(waiting)} wait")
+                    failures += 1
+                    await asyncio.sleep(pause)
+                    continue
+                if not outcome.ok:
+                    self._report(f"not told: {message.title}: {outcome.said}; {outcome.hint}")
+                failures = 0
+                with suppress(ValueError):
+                    waiting.remove(message)
+                self._save()
+
+    def _next(self, way: Way) -> Message | None:
+        """The oldest that is not too old; many ends of jobs as one."""
+        waiting = self.waiting[way.name]
+        fresh = [each for each in waiting if time.time() - each.at < OLD]
+        if len(fresh) < len(waiting):
+            self._report(f"{way.name}: {len(waiting) - len(fresh)} notifications could not be sent within a day")
+        fresh = messages.merged(fresh, self._box)
+        if fresh != waiting:
+            waiting[:] = fresh
+            self._save()
+        return waiting[0] if waiting else None
+
+    async def test(self) -> list[Outcome]:
+        """One message by each way, now, once."""
+        message = messages.a_test(self._box, time.time())
+        return list(await asyncio.gather(*(tell(way, message, self._box) for way in self.ways)))
+
+
+async def tell(way: Way, message: Message, box: str) -> Outcome:
+    """Try once."""
+    if way.argv:
+        data = json.dumps(ways.fields(message, box)).encode()
+        return await _command(way, data, ways.environment(message, box, os.environ))
+    asked = {**ways.request(way, message, box), "seconds": SECONDS - 2}
+    command = (sys.executable, "-I", "-S", post.__file__)
+    code, said = await _run(command, json.dumps(asked).encode(), dict(os.environ))
+    try:
+        answer = json.loads(said) if code == 0 else {}
+    except ValueError:
+        answer = {}
+    return ways.answered(way, answer.get("status"), answer.get("error", "no answer in time"))
+
+
+async def _command(way: Way, data: bytes, env: dict[str, str]) -> Outcome:
+    try:
+        code, said = await _run(way.argv, data, env)
+    except OSError as error:
+        hint = "is it there, and may the daemon's user run it?"
+        return Outcome(False, f"command: {way.argv[0]} can't be started: {error.strerror}", hint)
+    first = said.decode(errors="replace").strip().partition("\n")[0]
+    return ways.ended(way, code, messages.plain(first, 200), SECONDS)
+
+
+async def _run(argv: Sequence[str], data: bytes, env: dict[str, str]) -> tuple[int | None, bytes]:
+    """(its exit code, the start of what it said); None: it was killed, with what it had started, after SECONDS."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *argv, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=env, cwd="/", start_new_session=True
+    )
+    said = bytearray()
+    try:
+        async with asyncio.timeout(SECONDS):
+            await _talk(process, data, said)
+            return await process.wait(), bytes(said)
+    except BaseException as error:  # in time or cancelled: whatever is left of it goes
+        code = process.returncode  # what it started may still hold its output
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]  # what became a group of its own may still hold the other end
+        if not isinstance(error, TimeoutError):
+            raise
+        return code, bytes(said)
+
+
+async def _talk(process: asyncio.subprocess.Process, data: bytes, said: bytearray) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(data)
+        await process.stdin.drain()
+    process.stdin.close()
+    while piece := await process.stdout.read(SAID_MAX):
+        said += piece[: SAID_MAX - len(said)]

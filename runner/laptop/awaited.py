@@ -1,0 +1,124 @@
+"""Jobs whose outputs have not come home yet: a small file for each submit, `<box>:<job or group>`.
+
+Who follows a job to its end brings them. Else the next command starts a process that does (courier.py), and a later one
+says what came.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from runner import paths
+from runner.laptop.light import dumps, loads
+
+LOCK, NEWS = ".lock", ".news"
+REST_SECONDS = 5.0  # between two couriers
+
+_noted = ""  # by this command: too fresh to be asked for
+
+
+def note(box: str, name: str, to: str = "") -> None:
+    """A job or a group was submitted. to: a folder that is meant instead of the project's runs/. Where it can't be
+    noted there is still `runner pull`: no reason to fail."""
+    global _noted
+    if os.environ.get("GPUBOX_COURIER") == "no":
+        return
+    folder, _noted = _folder(), f"{box}:{name}"
+    try:
+        try:
+            _write(f"{folder}/{_noted}", to)
+        except FileNotFoundError:
+            os.makedirs(folder, 0o700, exist_ok=True)
+            _write(f"{folder}/{_noted}", to)
+    except OSError:
+        pass
+
+
+def forget(box: str, name: str) -> None:
+    """Its outputs are at home, or never will be."""
+    try:
+        os.unlink(f"{_folder()}/{box}:{name}")
+    except OSError:
+        pass
+
+
+def all_of() -> dict[str, dict[str, str]]:
+    """box -> job or group -> the folder that is meant, or \"\"."""
+    found: dict[str, dict[str, str]] = {}
+    try:
+        names = sorted(os.listdir(_folder()))
+    except OSError:
+        return found
+    for entry in names:
+        box, colon, name = entry.rpartition(":")
+        if colon:
+            found.setdefault(box, {})[name] = to(box, name)
+    return found
+
+
+def to(box: str, name: str) -> str:
+    """The folder that is meant for the outputs of an awaited job or group, or \"\"."""
+    try:
+        with open(f"{_folder()}/{box}:{name}", "rb") as file:
+            return str(loads(file.read().decode())["to"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def send(names: list[str]) -> None:
+    """Start a courier where it has something to do, unless one was here a moment ago. names: what is in the folder."""
+    if not any(":" in name and name != _noted for name in names):
+        return
+    try:
+        if 0 <= time.time() - os.stat(f"{_folder()}/{LOCK}").st_mtime < REST_SECONDS:
+            return
+    except OSError:
+        pass  # none was ever sent
+    from runner.laptop import detached
+
+    detached.start(["-m", "runner.laptop.courier"])
+
+
+def lock() -> int | None:
+    """For the one courier; None: there is one already."""
+    import fcntl
+
+    fd = os.open(f"{_folder()}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    os.utime(fd)
+    return fd
+
+
+def tell(line: str) -> None:
+    """For the next command to say."""
+    fd = os.open(f"{_folder()}/{NEWS}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.write(fd, f"{line}\n".encode(errors="surrogateescape"))
+    os.close(fd)
+
+
+def news() -> list[str]:
+    """What couriers brought since this was asked last."""
+    path = f"{_folder()}/{NEWS}"
+    try:
+        os.rename(path, f"{path}.{os.getpid()}")  # theirs alone from here on
+        with open(f"{path}.{os.getpid()}", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+        os.unlink(file.name)
+    except OSError:
+        return []
+    return lines
+
+
+def _folder() -> str:
+    return paths.state_dir().awaited
+
+
+def _write(path: str, to: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    os.write(fd, dumps({"to": to}).encode())
+    os.close(fd)
