@@ -30,6 +30,7 @@ def settings() -> Settings:
         memory_bytes=MEMORY_BYTES,
         base_python=getattr(sys, "_base_executable", sys.executable),
         data=f"{state}/data",
+        data_sets=state.data_sets,
     )
 
 
