@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from typing import Any
 import pytest
 import tools
 import wire
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner import errors
 from runner.cli import data as command
-from runner.laptop import boxes, client, fetch, push, snapshot
+from runner.laptop import boxes, client, fetch, folder, push, snapshot
 from runner.laptop.addresses import Address
 from runner.laptop.fetch import Fetched
 from runner.laptop.folder import Folder
@@ -182,6 +185,8 @@ def test_a_set_goes_there_is_read_and_comes_back(
     assert os.readlink(tmp_path / "back" / "link") == "part0/0.bin"
     assert (tmp_path / "back" / "empty").is_dir()
     assert far.pull(way, tmp_path / "back").fetched == 0
+    box[0].post("/box/clean", {"older_than_days": 0})
+    assert far.pull(way, tmp_path / "again").fetched == 62, "housekeeping touches no set"
 
 
 @pytest.mark.long
@@ -323,23 +328,55 @@ def test_caches_are_put_where_the_box_says_for_jobs_and_for_a_daemon_that_follow
         made.env["TORCH_HOME"] = "/own"
         try:
             made.start()
-            for _ in range(2):
+            for life in (1, 2):
                 job = made.ended(made.submit(["sh", "-c", "echo $HF_HOME $TORCH_HOME"], environment="base"))
                 assert made.ask("GET", f"/logs/{job['id']}").body.decode().split() == [
                     f"{tmp_path}/big/huggingface",
                     "/own",
                 ]
-                made.stop()
-                made.start()
+                made.post("/box/restart")
+                tools.wait_until(lambda life=life: made.story().count("listens on") > life, 20, made.story)  # type: ignore[misc]
+                tools.wait_until(made.listens, 20, made.story)
         finally:
             made.end()
 
 
 @pytest.mark.long
-def test_ten_thousand_small_files(box: tuple[wire.Box, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_daemon_that_is_killed_in_a_push_goes_on_where_it_was(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "big").write_bytes(NOISE.randbytes(12_000_000))
+    whole, ways = sum(map(len, files_of(root).values())), 0
+    with wire.place() as place:
+        made = wire.Box(Path(place))
+
+        def limit() -> int:
+            nonlocal ways
+            ways += 1
+            if ways == 2:
+                made.stop(signal.SIGKILL)
+                made.start()
+            return 9_000_000 if ways == 1 else 1 << 60
+
+        try:
+            made.start()
+            far = laptop((made, {}), "unix", limit)
+            far.push(root, "set")
+            assert ways == 3
+            assert far.carried < 1.5 * whole, f"{far.carried} for {whole}"
+            job = made.ended(made.submit(["sh", "-c", "sha256sum <$RUNNER_DATA/set/big"], environment="base"))
+            said = made.ask("GET", f"/logs/{job['id']}").body.decode().split()
+            assert said[0] == sha256((root / "big").read_bytes()).hexdigest()
+        finally:
+            made.end()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_many_small_files(count: int, box: tuple[wire.Box, dict[str, Any]], tmp_path: Path) -> None:
     """Generous bounds: docs/verified.md has the figures."""
     root = tmp_path / "many"
-    for number in range(10_000):
+    for number in range(count):
         folder = root / f"{number % 100:02}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.bin").write_bytes(b"%d " % number * 100)
@@ -375,6 +412,16 @@ def test_a_folder_is_named_by_what_is_in_it(root: Path, tmp_path: Path) -> None:
     assert (list(changes["files"]), changes["removed"], changes["links"]) == (["big"], [], None)
 
 
+def test_many_changes_are_sent_as_a_whole_list(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "CHANGES_BYTES", 1000)
+    Folder(str(root)).remember()
+    (root / "new").touch()
+    assert Folder(str(root)).changes() is not None
+    for number in range(9):
+        (root / f"new{number}").touch()
+    assert Folder(str(root)).changes() is None
+
+
 def test_what_is_no_file_is_named_and_left_out(root: Path) -> None:
     os.mkfifo(root / "pipe")
     (root / "away").symlink_to("/etc")
@@ -389,6 +436,21 @@ def test_what_is_no_folder_is_refused(there: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(errors.BadRequest, match="is not"):
         Folder(str(tmp_path / there))
+
+
+@pytest.mark.parametrize("root", ["/", "~"])
+def test_a_whole_computer_or_home_is_no_data_set(root: str) -> None:
+    with pytest.raises(errors.BadRequest, match="more than data"):
+        Folder(os.path.expanduser(root))
+
+
+def test_reading_says_how_far_it_is_within_a_file_too(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "x").write_bytes(b"x" * 5_000_000)
+    said: list[tuple[int, int]] = []
+    Folder(str(tmp_path / "set"), lambda done, whole: said.append((done, whole)))
+    assert len(said) == 5
+    assert said[-1] == (5_000_000, 5_000_000)
 
 
 class Sly:
@@ -434,6 +496,30 @@ def test_a_box_that_lies_writes_nothing_anywhere(listed: bytes, tmp_path: Path) 
         fetch.fetch(sly, "set", str(target))
     assert refused.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+PARTS = st.sampled_from(["", ".", "..", "a", "b", "c", ".git", "..x", "a\0", "\\", "~", ".runner-pull-1"])
+PATHS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
+LISTS = st.fixed_dictionaries({
+    "files": st.dictionaries(PATHS, st.just([0o644, 1, "a" * 64]), max_size=4),
+    "links": st.dictionaries(PATHS, PATHS, max_size=3),
+    "dirs": st.lists(PATHS, max_size=2),
+})  # fmt: skip
+
+
+@given(LISTS)
+def test_no_list_that_is_believed_leads_out(listed: dict[str, Any]) -> None:
+    try:
+        fetch.check(listed)
+    except ValueError:
+        return
+    for path in (*listed["files"], *listed["links"], *listed["dirs"]):
+        assert os.path.normpath(f"/here/{path}") == f"/here/{path}"
+        assert not set(path.split("/")[:1]) & {".git", ".runner-pull-1"}
+        above = {path[:at] for at, letter in enumerate(path) if letter == "/"}
+        assert above.isdisjoint({*listed["files"], *listed["links"]})
+    for path, to in listed["links"].items():
+        assert os.path.normpath(f"/here/{os.path.dirname(path)}/{to}").startswith("/here")
 
 
 @pytest.mark.parametrize("sent", [b"no!", b"ab", b"", b"abcd"], ids=["wrong", "short", "nothing", "long"])

@@ -84,7 +84,7 @@ def test_a_mac_trusts_a_box_trains_there_and_gets_its_outputs(house: House, proj
     "words",
     [
         "ps", "box list", "box test gpubox", "gpus", "token list", "secret list", "env list", "data", "notices",
-        "doctor", "version", "completion zsh", "help", "pull", "show 1", "why 1", "diff 1 1", "logs 1",
+        "doctor", "version", "completion zsh", "help", "pull", "show 1", "why 1", "diff 1 1", "logs 1", "top",
     ],
 )  # fmt: skip
 def test_every_question_is_answered_on_a_mac(house: House, words: str) -> None:

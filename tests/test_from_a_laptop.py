@@ -112,6 +112,7 @@ def test_a_data_set_is_read_by_jobs_and_changed_by_whom_it_belongs_to(owner: Own
     assert "homes are closed" in owner.host.ssh("runner data link home /root").stderr
     assert "there" in laptop.run("data", "--box", "eve")
     laptop.run("data", "rm", "--box", "ada", "set")
+    assert owner.host.run("ls /var/lib/gpubox/data-sets/versions") == ""
 
 
 def test_a_secret_is_its_owners_and_root_keeps_it(owner: Owner, laptop: Laptop) -> None:

@@ -337,6 +337,29 @@ def test_what_a_killed_daemon_did_not_tell_is_told_by_the_next_one(service: Serv
     assert Outbox(settings(notify_webhook=service.url), store, lambda said: None).waiting == {"webhook": []}
 
 
+def test_what_goes_wrong_within_ends_no_way_for_good(
+    service: Service, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, faults = outbox._run, iter([OSError(11, "Resource temporarily unavailable"), KeyError("canary")])
+
+    async def run(*given: Any) -> tuple[int | None, bytes]:
+        for fault in faults:
+            raise fault
+        return await real(*given)
+
+    monkeypatch.setattr(outbox, "_run", run)
+
+    async def scene(box: Outbox) -> None:
+        box.noticed([a_notice()])
+        await until(lambda: not box.waiting["webhook"])
+
+    said = played(store, scene, notify_webhook=service.url)
+    assert len(service.got) == 1
+    assert [line.partition(";")[0] for line in said] == [
+        "not told yet: webhook: no process for it: Resource temporarily unavailable", "webhook: KeyError",
+    ]  # fmt: skip
+
+
 def test_what_waits_is_bounded_and_what_is_old_is_told_to_nobody(store: Store) -> None:
     said: list[str] = []
     box = Outbox(settings(notify_webhook="http://127.0.0.1:1/"), store, said.append)

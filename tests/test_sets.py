@@ -15,7 +15,7 @@ import pytest
 from runner import errors, files
 from runner.box import sets
 from runner.box.manifests import manifest_bytes
-from runner.box.sets import DataSet, Lacking, Sets, Wish
+from runner.box.sets import DataSet, Lacking, Push, Sets
 from runner.box.settings import Settings
 from runner.model import Principal
 from runner.paths import StateDir
@@ -44,7 +44,7 @@ def push(kept: Sets, name: str, contents: dict[str, bytes], who: Principal = ANN
     listed = manifest(contents)
     for data in (*contents.values(), listed):
         kept.blobs.add(data)
-    made = kept.offer(name, Wish(sha256(listed).hexdigest()), who)
+    made = kept.offer(name, Push(sha256(listed).hexdigest()), who)
     assert isinstance(made, DataSet)
     return made
 
@@ -64,7 +64,7 @@ def contents(kept: Sets) -> int:
 
 def test_what_is_missing_is_asked_for_first_the_list_then_the_contents(kept: Sets) -> None:
     listed = manifest(PAIR)
-    wish = Wish(sha256(listed).hexdigest())
+    wish = Push(sha256(listed).hexdigest())
     assert kept.offer("set", wish, ANN) == Lacking([wish.id], {})
     kept.blobs.add(listed)
     kept.blobs.add(b"one")
@@ -165,12 +165,12 @@ def test_changes_to_a_version_are_a_version(kept: Sets) -> None:
     kept.blobs.add(b"three")
     whole = manifest({**PAIR, "c": b"three"})
     entry = (0o644, 5, sha256(b"three").hexdigest())
-    wish = Wish(sha256(whole).hexdigest(), first.id, {"c": entry}, [], None, None)
+    wish = Push(sha256(whole).hexdigest(), first.id, {"c": entry}, [], None, None)
     made = kept.offer("set", wish, ANN)
     assert isinstance(made, DataSet)
     assert seen(kept.view, "set") == {**PAIR, "c": b"three"}
     with pytest.raises(errors.SnapshotUnknown):
-        kept.offer("set", Wish(wish.id, "0" * 64, {}, [], None, None), ANN)
+        kept.offer("set", Push(wish.id, "0" * 64, {}, [], None, None), ANN)
 
 
 def test_a_content_that_has_too_many_names_is_copied(kept: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(kept: Sets, monkeypatch:
     listed = manifest_bytes(entries, {}, [])
     kept.blobs.add(listed)
     with pytest.raises(errors.DiskFull) as full:
-        kept.offer("set", Wish(sha256(listed).hexdigest()), ANN)
+        kept.offer("set", Push(sha256(listed).hexdigest()), ANN)
     assert "needs 9.0 MiB more" in full.value.message, full.value.message
     assert "10.0 MiB are free" in full.value.message
     assert "`runner data rm NAME`" in full.value.hint
@@ -227,7 +227,7 @@ def test_a_hostile_list_is_refused_and_lays_nothing_out(kept: Sets, listed: byte
     kept.blobs.add(listed)
     before = sorted(os.listdir(kept.directory))
     with pytest.raises((errors.BadData, errors.BadRequest)) as refused:
-        kept.offer("set", Wish(sha256(listed).hexdigest()), ANN)
+        kept.offer("set", Push(sha256(listed).hexdigest()), ANN)
     assert refused.value.hint
     assert os.listdir(f"{kept.directory}/versions") == []
     assert sorted(os.listdir(kept.directory)) == before
@@ -236,7 +236,7 @@ def test_a_hostile_list_is_refused_and_lays_nothing_out(kept: Sets, listed: byte
 @pytest.mark.parametrize("name", ["", "..", ".x", "a/b", "a b", "a\n", "x" * 65, "shared", "x.tmp", "-rf", "ä"])
 def test_a_name_is_plain(kept: Sets, name: str) -> None:
     with pytest.raises(errors.BadRequest) as refused:
-        kept.offer(name, Wish("0" * 64), ANN)
+        kept.offer(name, Push("0" * 64), ANN)
     assert "64 letters" in refused.value.hint
     with pytest.raises(errors.BadRequest):
         kept.link(name, "/usr", OWNER)

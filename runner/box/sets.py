@@ -66,7 +66,7 @@ class Lacking:
 
 
 @dataclass
-class Wish:
+class Push:
     """A set's list of files, as its id, and perhaps as changes to another version; else the list is a content, too."""
 
     id: str
@@ -125,7 +125,7 @@ class Sets:
 
     # --- pushing ---
 
-    def offer(self, name: str, wish: Wish, who: Principal) -> DataSet | Lacking:
+    def offer(self, name: str, wish: Push, who: Principal) -> DataSet | Lacking:
         """The set, which has the files of the wish now; or what has to be sent before it can."""
         self._allow(name, who)
         manifest = self._wanted(wish)
@@ -143,7 +143,7 @@ class Sets:
             lacks = self._lacking(manifest)
             return Lacking([*lacks], self.blobs.held(lacks))
 
-    def _wanted(self, wish: Wish) -> Manifest | None:
+    def _wanted(self, wish: Push) -> Manifest | None:
         if wish.files is None:
             try:
                 data = self.blobs.read(wish.id)

@@ -11,7 +11,7 @@ from collections import deque
 
 from runner import errors
 from runner.cli import board, options, output
-from runner.laptop import boxes
+from runner.laptop import addresses, boxes
 from runner.laptop.light import loads
 
 TYPE_CHECKING = False
@@ -55,7 +55,8 @@ def top(arguments: list[str]) -> int:
         output.json(work)
         return 0
     view = board.View()
-    view.box, view.work, view.live = work["box"], work, work["live"]
+    view.box = work["box"] if api.box == addresses.LOCAL else api.box  # as this computer calls it
+    view.work, view.live = work, work["live"]
     usable = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     if "--once" in given or not usable:
         return _once(view, asked="--once" in given)
@@ -91,7 +92,8 @@ class Top:
         self._found: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()  # to be done by the thread that draws
         self._errands: deque[Callable[[], Callable[[], None]]] = deque()
         self._errand = threading.Event()
-        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
         self._framed_at = time.monotonic()
         self._asked_at = time.monotonic()  # for the jobs
         self._wanted = False  # they have changed

@@ -250,7 +250,10 @@ class _Here:
         """A whole file, which takes its place."""
         if sha != entry.sha:
             os.ftruncate(fd, 0)
-            raise errors.BadData(f"what came of {shown(entry.path)} is not what its hash says", f"try again; {AGAIN}")
+            raise errors.BadData(
+                f"what came of {shown(entry.path)} is not what its hash says",
+                "try again; if it stays so the box's disk has damaged it: `runner data rm` the set, and push it again",
+            )
         try:
             here = self._status(entry.path)
             known = self.known.get(entry.path)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Told = Callable[[int, int], object]  # bytes done, of how many
 
 MODE = 0o644  # of every file: a data set is not for running
-CHANGES = 10_000  # names: beyond, the whole list is sent, packed
+CHANGES_BYTES = 4 << 20  # of JSON, about: beyond, the whole list is sent, packed
 
 
 class Folder:
@@ -35,6 +35,8 @@ class Folder:
         if not os.path.isdir(self.root):
             what = "is not a folder" if os.path.lexists(root) else "is not there"
             raise errors.BadRequest(f"{shown(root)} {what}", "`runner data push DIR [NAME]` takes a folder")
+        if self.root in ("/", os.path.realpath(os.path.expanduser("~"))):
+            raise errors.BadRequest(f"{shown(root)} holds more than data", "name the folder that the data is in")
         began = time.time_ns()
         self.passed: list[str] = []
         self._stamps: dict[str, Stamp] = {}
@@ -69,7 +71,8 @@ class Folder:
         same_dirs = before.empty == self.parts["dirs"]
         links = None if same_links else self.parts["links"]
         dirs = None if same_dirs else self.parts["dirs"]
-        if len(files) + len(removed) + len(links or ()) + len(dirs or ()) > CHANGES:
+        named = [*files, *removed, *(dirs or ()), *(links or {}), *(links or {}).values()]
+        if sum(6 * len(name) + 100 for name in named) > CHANGES_BYTES:  # \u1234 for a letter
             return None
         return {
             "id": self.id, "base": before.snapshot, "files": files, "removed": removed, "links": links, "dirs": dirs,
@@ -125,10 +128,13 @@ class Folder:
         new = {path: stamp for path, stamp in self._stamps.items() if known.get(path, (None,))[0] != stamp}
         whole, done, kind = sum(stamp[0] for stamp in new.values()), 0, hashes.sha256()
         shas = {path: known[path][1] for path in self._stamps if path not in new}
+
+        def so_far(read: int) -> None:
+            told(done + read, whole)
+
         for path in new:
-            told(done, whole)
             try:
-                self._stamps[path], shas[path] = hashes.of_file(self.root, path, kind)
+                self._stamps[path], shas[path] = hashes.of_file(self.root, path, kind, so_far)
             except FileNotFoundError as error:
                 raise _unreadable(path, error) from None
             except errors.BadData as problem:

@@ -31,8 +31,11 @@ def sha256(size: int = 1 << 62) -> Callable[..., Any]:
     return hashlib.sha256
 
 
-def of_file(root: str, path: str, kind: Callable[..., Any]) -> tuple[index.Stamp, str]:
-    """The stamp and hash of one state of a file: it must be the same file before and after the reading."""
+def of_file(
+    root: str, path: str, kind: Callable[..., Any], told: Callable[[int], object] = lambda read: None
+) -> tuple[index.Stamp, str]:
+    """The stamp and hash of one state of a file: it must be the same file before and after the reading. told: how much
+    of it was read."""
     for _ in range(TRIES):
         digest = kind()
         fd = open_file(root, path)
@@ -44,6 +47,7 @@ def of_file(root: str, path: str, kind: Callable[..., Any]) -> tuple[index.Stamp
                 left -= len(piece)
                 if left < 0:
                     break
+                told(before[0] - left)
             if left == 0 and index.stamp_of(os.fstat(fd)) == before:
                 return before, digest.hexdigest()
         except OSError as error:

@@ -20,7 +20,7 @@ from runner.box.api.uploads import Upload
 from runner.box.auth import Admin, Who
 from runner.box.code import Receiver
 from runner.box.manifests import Manifest as Listed
-from runner.box.sets import DataSet, Lacking, Wish
+from runner.box.sets import DataSet, Lacking, Push
 
 routes = APIRouter()
 
@@ -41,7 +41,7 @@ class Target:
 
 
 @dataclass
-class Removed:
+class DataSetRemoved:
     removed: DataSet
     freed_bytes: int
     kept_by: list[int] = field(default_factory=list)  # the jobs that began with it and have it until they end
@@ -77,7 +77,7 @@ async def receive(here: Here, who: Who, request: Request, key: UploadKey = None)
     response_model=DataSet,
     responses={202: {"model": Missing, "description": "Not yet: the box lacks contents"}},
 )
-async def push(here: Here, who: Who, name: Named, wish: Wish, key: Key = None) -> Response:
+async def push(here: Here, who: Who, name: Named, wish: Push, key: Key = None) -> Response:
     """Have a set consist of these files from now on. `files` null: their list is a content of the name `id`, in the
     form of a manifest. Jobs that run keep what they began with."""
     if key is not None and (upload := here.uploads.get((who.uid, key))) is not None:
@@ -98,14 +98,14 @@ async def link(here: Here, who: Admin, name: Named, to: Target) -> Response:
     return answer(made, 201)
 
 
-@routes.delete("/data/{name}", response_model=Removed)
+@routes.delete("/data/{name}", response_model=DataSetRemoved)
 async def remove(here: Here, who: Who, name: Named) -> Response:
     """A link's target stays as it is."""
     found = await here.call(lambda: here.sets.remove(name, who))
     views = in_use(here)
     kept_by = [job for job, view in views.items() if here.sets.seen(view, found)]
     here.daemon.report(f"{who.user} removed the data set {name}")
-    return answer(Removed(found, await sweep(here), kept_by))
+    return answer(DataSetRemoved(found, await sweep(here), kept_by))
 
 
 def in_use(here: House) -> dict[int, str]:

@@ -89,7 +89,17 @@ class Outbox:
         """Until it is cancelled."""
         async with asyncio.TaskGroup() as group:
             for way in self.ways:
-                group.create_task(self._serve(way))
+                group.create_task(self._keep(way))
+
+    async def _keep(self, way: Way) -> None:
+        """What goes wrong here is told, and ends neither this way nor another."""
+        while True:
+            try:
+                await self._serve(way)
+            except Exception as error:
+                self._report(f"{way.name}: {type(error).__name__}")  # its words might hold the address
+                await asyncio.sleep(self.pauses[-1])
+                self._woken[way.name].set()
 
     async def _serve(self, way: Way) -> None:
         waiting, woken, failures = self.waiting[way.name], self._woken[way.name], 0
@@ -97,10 +107,7 @@ class Outbox:
             await woken.wait()
             woken.clear()
             while message := self._next(way):
-                try:
-                    outcome = await tell(way, message, self._box)
-                except Exception as error:  # whatever it is, it is no trouble of the queue's
-                    outcome = Outcome(False, f"{way.name}: {type(error).__name__}", "", True)
+                outcome = await tell(way, message, self._box)
                 if not outcome.ok and outcome.again:
                     pause = self.pauses[min(failures, len(self.pauses) - 1)]
                     if not failures:
@@ -135,6 +142,13 @@ class Outbox:
 
 async def tell(way: Way, message: Message, box: str) -> Outcome:
     """Try once."""
+    try:
+        return await _told(way, message, box)
+    except OSError as error:  # no process for it: too many of them, no memory
+        return Outcome(False, f"{way.name}: no process for it: {error.strerror}", "it is tried again by itself", True)
+
+
+async def _told(way: Way, message: Message, box: str) -> Outcome:
     if way.argv:
         data = json.dumps(ways.fields(message, box)).encode()
         return await _command(way, data, ways.environment(message, box, os.environ))
