@@ -36,6 +36,7 @@ def _environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
+        auto_reload=False,  # a daemon goes on with the templates that it began with, as with its code
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runner.box.api.house import House
-from runner.box.auth import networked
+from runner.box.auth import SIGN_IN, networked
 from runner.box.origins import said_same_site
 from runner.box.sessions import cookie_name
 from runner.errors import BadData, Refused
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dashboard.pages import Pages
 
 CODE_BYTES = 200
-PATH = "/sign-in"
+PATH = SIGN_IN
 
 
 async def page(pages: Pages, request: Request) -> Response:

@@ -34,7 +34,7 @@ FILES = {
     "containers": 5.0,
     "crash_pairs": 10.0,
     "daemon": 12.0,
-    "dashboard": 4.0,
+    "dashboard": 5.0,
     "demo": 4.0,
     "engines": 15.0,
     "envs": 12.0,

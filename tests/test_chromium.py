@@ -19,6 +19,7 @@ import pytest
 import tools
 import wire
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from test_api import send
 from test_previews import a_png
 
 from runner import words
@@ -562,9 +563,35 @@ def test_outputs_are_shown_and_run_nothing(chromium: Browser, box: wire.Box) -> 
         visit.go(f"/jobs/{job}/outputs/{name}")
         assert page.evaluate("window.pwned") is None, name
     assert "<script>" in (page.text_content("pre.text") or "")
+    assert visit.trouble() == []
     for name in ("trap.png", "page.html"):
         reply = page.request.get(f"{visit.root}/jobs/{job}/picture/{name}")
         assert reply.status == 404, name
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_what_changed_is_shown_as_text(chromium: Browser, box: wire.Box) -> None:
+    given: dict[str, Any] = {"script": "main.py", "project": "/p", "environment": "base", "name": "changes"}
+    for number in (1, 2):
+        lines = "".join(f"# line {line}\n" for line in range(60))
+        code = f"{lines}print('{HOSTILE[0]}', {number}, '{'long ' * 60}')\n"
+        job = box.submit(["python", "main.py", str(number)], snapshot=send(box, {"main.py": code.encode()}), **given)
+        box.ended(job)
+    visit = visit_of(chromium, address_of(box), 390, "dark")
+    page = visit.go(f"/jobs/{job}")
+    page.click(f"a[href='/jobs/{job}/diff']")
+    page.wait_for_url(f"**/jobs/{job}/diff")
+    assert page.locator(".diff .ins").count() == page.locator(".diff .del").count() == 1
+    assert HOSTILE[0] in (page.text_content(".diff .ins") or "")
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert page.evaluate("window.pwned") is None
+    page.screenshot(path=SHOTS / "diff-390-dark.png")
+    assert visit.trouble() == []
+    visit.go(f"/jobs/{job}/files")
+    assert visit.trouble() == []
+    page.click("text=main.py")
+    page.wait_for_selector("pre.text")
     assert visit.quiet(), visit.said
     visit.context.close()
 

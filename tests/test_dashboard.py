@@ -159,6 +159,13 @@ def test_a_code_is_not_taken_from_a_page_of_somebody_else(browser: Browser) -> N
     assert browser.sign_in(code).status == 204
 
 
+def test_a_link_elsewhere_leads_to_the_way_in_and_no_further(signed_in: Browser) -> None:
+    led = {"Sec_Fetch_Site": "cross-site"}
+    assert signed_in.get("/sign-in", **led).status == 200
+    assert signed_in.get("/", **led).status == 403
+    assert signed_in.get("/sign-in", Host="evil.example", **led).status == 421
+
+
 def test_who_signs_out_is_out(signed_in: Browser) -> None:
     reply = signed_in.ask("POST", "/sign-out", Origin=f"http://127.0.0.1:{signed_in.port}")
     assert reply.status == 303

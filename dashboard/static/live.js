@@ -88,6 +88,19 @@ async function begin() {
   for (const series of told.series) sparks.get(series.subject)?.fill(told.at, series.lines.utilization?.mean || []);
 }
 
+// What changed is fetched at once, and then no more than this often: the last word counts.
+const PAUSE_MS = 600;
+let told = 0;
+let due = null;
+
+function changed() {
+  due ??= setTimeout(() => {
+    due = null;
+    told = performance.now();
+    document.body.dispatchEvent(new Event("changed"));
+  }, Math.max(0, told + PAUSE_MS - performance.now()));
+}
+
 begin();
 document.body.addEventListener("htmx:afterSwap", (event) => { if (event.target.id === "cards") begin(); });
-listen({ frame: draw, changed: () => document.body.dispatchEvent(new Event("changed")) });
+listen({ frame: draw, changed });

@@ -32,7 +32,7 @@ _MARK = "uid:"  # no address of a network connection begins like this
 _NETWORK = "tls:"  # nor like this
 _PAGE = "page:"  # nor like this
 _LOOKS = ("GET", "HEAD")
-SIGN_OUT = "/sign-out"  # whoever is in may leave
+SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"  # whoever is in may leave
 # All that who came by a link for others may ask for; what is in it for them, the pages know.
 OPEN_TO_SHARES = ("/", "/part/work", "/queue", "/live", "/api/v1/history", SIGN_OUT)
 OPEN_BELOW = "/gpus/"

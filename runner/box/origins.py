@@ -41,27 +41,35 @@ def _sound(name: str) -> bool:
 
 
 def check(
-    headers: Headers, names: Sequence[str], address: str, port: int, forwarded: Collection[int] = frozenset()
+    headers: Headers,
+    names: Sequence[str],
+    address: str,
+    port: int,
+    forwarded: Collection[int] = frozenset(),
+    door: bool = False,
 ) -> None:
     """Misdirected: Host is not one of our names, with our port. Refused: a page of another site asks.
 
     address: ours, on which this connection came in; that is a right name as well. forwarded: ports of the browser's
-    own 127.0.0.1 that lead here, as those who opened them said."""
+    own 127.0.0.1 that lead here, as those who opened them said. door: it is the page of the way in, to which a link in
+    any other page may lead."""
     found = list(headers)
     host = _only(found, b"host")
     scheme = "http" if _is_forwarded(host, forwarded) else "https"
     if host is None or not (scheme == "http" or _ours(host, names, address, port)):
         raise Misdirected("the box has another name than the one that it was asked for", "https_names may name more")
-    _same_site(found, f"{scheme}://{host}")
+    if not door:
+        _same_site(found, f"{scheme}://{host}")
 
 
-def check_page(headers: Headers, port: int) -> None:
+def check_page(headers: Headers, port: int, door: bool = False) -> None:
     """The same for the page that this computer's own browser sees, as http://127.0.0.1:port."""
     found = list(headers)
     host = _only(found, b"host")
     if not _is_forwarded(host, (port,)):
         raise Misdirected("the dashboard has another address than this", f"it is at http://{LOOPBACK}:{port}")
-    _same_site(found, f"http://{host}")
+    if not door:
+        _same_site(found, f"http://{host}")
 
 
 def said_same_site(headers: Headers) -> bool:

@@ -18,7 +18,7 @@ import runner
 from runner import errors, files
 from runner.box import origins
 from runner.box.api.house import House, answer
-from runner.box.auth import WHO, browsing, networked
+from runner.box.auth import SIGN_IN, WHO, browsing, networked
 from runner.model import Principal
 
 Scope = MutableMapping[str, Any]
@@ -85,11 +85,12 @@ class Front:
     def _let_in(self, scope: Scope) -> Principal | None:
         """Before a byte of the body is read: from where, under which name, and who. None: it is open to all."""
         network, address = self.house.network, networked(scope)
+        door = scope.get("path") == SIGN_IN and scope.get("method") == "GET"
         if browsing(scope):
-            origins.check_page(scope["headers"], scope["server"][1])
+            origins.check_page(scope["headers"], scope["server"][1], door)
         elif network is not None and address is not None:
             ports = self.house.gate.sessions.ports(time.time())
-            origins.check(scope["headers"], network.names, scope["server"][0], network.port, ports)
+            origins.check(scope["headers"], network.names, scope["server"][0], network.port, ports, door)
         if self.house.pages is not None and self.house.pages.open(scope):
             return None
         who = scope[WHO] = self.house.gate.admit(scope)

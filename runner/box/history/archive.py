@@ -266,7 +266,7 @@ class Archive:
             number = self._numbers.get(key)
             if number is None:
                 return []
-            first, last = connection.execute("SELECT min(place), max(place) FROM raw").fetchone()
+            first, last = connection.execute(ENDS).fetchone()
             if first is None:
                 return []
             began = max(int(since) // SECONDS, first >> SUBJECT_BITS)
@@ -390,6 +390,7 @@ SEE = (
     "INSERT INTO subjects (kind, key, name, counted, first_at, last_at) VALUES (?1, ?2, ?3, ?4, ?5, ?5) "
     "ON CONFLICT (key) DO UPDATE SET name = excluded.name, counted = excluded.counted"
 )
+ENDS = "SELECT (SELECT min(place) FROM raw), (SELECT max(place) FROM raw)"  # both at once would read all of it
 GAPS = (
     "SELECT key, began, ended, why, energy_mj FROM gaps JOIN subjects ON number = subject "
     "WHERE began < ? AND ended > ? ORDER BY began"
