@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner import errors
-from runner.laptop import client
+from runner.laptop import client, descent
 from runner.laptop import pull as pulling
 from runner.laptop.light import dumps, loads
 from runner.laptop.pull import Pulled, pull
@@ -158,7 +158,7 @@ def test_who_sends_far_more_than_was_listed_fills_no_disk(place: Path, monkeypat
     done = fetch(box, place)
     assert done is not None
     assert done.refused == [("a", "the box sends far more than it listed")]
-    assert not [name for name in os.listdir(place / "project/runs/box-1") if name.startswith(pulling.PART)]
+    assert not [name for name in os.listdir(place / "project/runs/box-1") if name.startswith(descent.PART)]
 
 
 def test_a_disk_that_could_not_hold_it_is_told_before_it_is_full(place: Path) -> None:

@@ -15,6 +15,7 @@ from runner import errors
 from runner.box import outputs
 from runner.box.custody import Custody
 from runner.laptop import client as http
+from runner.laptop import descent
 from runner.laptop import pull as pulling
 from runner.laptop.pull import Pulled, pull
 from runner.paths import StateDir
@@ -296,7 +297,7 @@ def test_odd_names_come_home(box: Box, project: Path, name: str) -> None:
     assert home(project)[name] == "odd"
 
 
-HOSTILE = ["../x", "/tmp/x", "a/../../x", "", ".", "a//b", "a/", "nul\0", pulling.RECEIPT, f"{pulling.PART}1", "out/x"]
+HOSTILE = ["../x", "/tmp/x", "a/../../x", "", ".", "a//b", "a/", "nul\0", pulling.RECEIPT, f"{descent.PART}1", "out/x"]
 
 
 @pytest.mark.parametrize("path", HOSTILE)

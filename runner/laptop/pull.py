@@ -16,6 +16,7 @@ import stat
 from runner import errors, words
 from runner.laptop import awaited
 from runner.laptop.client import REPLY_SECONDS, Lost, quote
+from runner.laptop.descent import PART, Refusal, enter, inside, readlink
 from runner.laptop.light import dumps, loads
 
 TYPE_CHECKING = False
@@ -27,12 +28,9 @@ if TYPE_CHECKING:
     Version = list[int]  # [size, time of last change in nanoseconds]
 
 RECEIPT = ".runner-pull.json"
-PART = ".runner-pull-"  # + version: a file on its way
-ENTRIES_MAX, DEPTH_MAX = 100_000, 100  # as many as a box lists
-NAME_MAX, TARGET_MAX = 255, 4095  # bytes; of one name in a path, of where a link leads
+ENTRIES_MAX = 100_000  # as many as a box lists
 READ_BYTES = 50 << 20  # a second, that a slow disk of a box reads and hashes
 GROWTH = 64 << 20  # bytes by which a file may have grown since it was listed, beside as much as it had
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Output:
@@ -427,62 +425,3 @@ class _Folder:
             os.fsync(fd)
         os.rename(temporary, RECEIPT, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         os.fsync(self.fd)
-
-
-class Refusal(Exception):
-    """Why something from the box may not be written here."""
-
-
-def enter(root: int, path: str, make: bool) -> tuple[int, str]:
-    """(descriptor of the folder that holds a path below an open one, its name there), with every step looked at. make:
-    the folders on the way."""
-    *folders, name = path.split("/")
-    if "\0" in path or any(part in ("", ".", "..") for part in (*folders, name)) or path.startswith(PART[:-1]):
-        raise Refusal("not a path inside the folder")
-    if len(folders) > DEPTH_MAX or any(_length(part) > NAME_MAX for part in (*folders, name)):
-        raise Refusal("its name is too long for this computer")
-    fd = os.dup(root)
-    try:
-        for part in folders:
-            if make:
-                try:
-                    os.mkdir(part, dir_fd=fd)
-                except FileExistsError:
-                    pass
-            fd, before = os.open(part, _FOLDER, dir_fd=fd), fd
-            os.close(before)
-    except OSError as error:
-        os.close(fd)
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise Refusal(f'"{part}" here is no folder') from None
-        raise
-    return fd, name
-
-
-def inside(path: str, target: str) -> bool:
-    """Whether a link stays in the folder: steps up only at its beginning, no more than it lies deep."""
-    parts = target.split("/")
-    if "\0" in target or _length(target) > TARGET_MAX:
-        return False
-    ups = 0
-    while ups < len(parts) and parts[ups] == "..":
-        ups += 1
-    return bool(target) and not target.startswith("/") and ".." not in parts[ups:] and ups <= path.count("/")
-
-
-def _length(name: str) -> int:
-    """In bytes. Refusal for what can't be a name: a box may send halves of surrogate pairs."""
-    try:
-        return len(os.fsencode(name))
-    except UnicodeEncodeError:
-        raise Refusal("its name is no text") from None
-
-
-def readlink(name: str, folder: int) -> str | None:
-    """A link's target; "" for what is no link, None for nothing."""
-    try:
-        return os.readlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        return ""
