@@ -270,6 +270,17 @@ def test_a_members_token_is_no_key_to_what_is_anothers(doors: Doors) -> None:
     assert mine not in json.dumps(doors.ask("GET", "/api/v1/tokens", shown)[1])
 
 
+@pytest.mark.parametrize("scope", ["submit", "admin"])
+def test_nobody_enters_an_environment_that_another_has_chosen(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
+    """`runner shell 1` runs here as who asks, with the job's PATH and LD_PRELOAD."""
+    monkeypatch.setattr(auth, "_groups", lambda uid: {"gpubox", "gpubox-admin"})
+    shown = ("authorization", "Bearer " + doors.token(Principal(BOB.uid, "bob", "admin"), scope))
+    got, said = doors.ask("GET", "/api/v1/jobs/1/surroundings", shown)
+    assert (got, said["code"], "would run as you" in said["message"]) == (403, "refused", True), said
+
+
 def test_a_token_gives_no_more_than_it_has(doors: Doors) -> None:
     shown = ("authorization", "Bearer " + doors.token())
     got, said = doors.ask("POST", "/api/v1/tokens", shown, body=b'{"scope": "admin"}')
