@@ -85,6 +85,13 @@ def test_a_member_of_a_sweep_alone_is_rerun_with_its_parameters(hall: Hall) -> N
     assert (again.params, again.array_index) == ({"lr": "2"}, 1)
 
 
+def test_a_rerun_gives_nobodys_secrets_to_anothers_code(hall: Hall) -> None:
+    job = hall.submit("true", secrets=["KEY"], who=BOB)
+    with pytest.raises(Refused, match="given your KEY"):
+        hall.wishes.rerun(ANN, job.id, None, "")
+    assert hall.wishes.rerun(BOB, job.id, None, "")[0].id > job.id
+
+
 def test_a_rerun_does_not_wait_for_what_the_first_one_waited_for(hall: Hall) -> None:
     first = hall.submit("true")
     job = hall.submit("true", after=[After(first.id)])
