@@ -108,7 +108,7 @@ WISHES: dict[str, Callable[[Hall, Principal, int], object]] = {
     "hold": lambda hall, who, job: hall.wishes.hold(who, [job]),
     "release": lambda hall, who, job: hall.wishes.release(who, [job]),
     "prioritise": lambda hall, who, job: hall.wishes.prioritise(who, [job], 5),
-    "fetched": lambda hall, who, job: hall.wishes.fetched(who, job),
+    "fetched": lambda hall, who, job: hall.wishes.fetched(hall.wishes.fetching(who, job)),
 }
 
 
@@ -374,12 +374,12 @@ def test_an_end_is_told_in_a_sentence(values: dict[str, Any], said: str) -> None
 
 def test_outputs_are_marked_as_fetched_only_when_the_job_is_over(hall: Hall) -> None:
     job = hall.submit("true", **base())
-    hall.wishes.fetched(ADMIN, job.id)
+    hall.wishes.fetched(hall.wishes.fetching(ADMIN, job.id))
     assert hall.read(job).fetched_at is None
     hall.turn()
     hall.engine.ends(job)
     hall.turn()
-    hall.wishes.fetched(ADMIN, job.id)
+    hall.wishes.fetched(hall.wishes.fetching(ADMIN, job.id))
     assert hall.read(job).fetched_at is not None
 
 
