@@ -255,6 +255,26 @@ def test_who_may_look_changes_nothing_on_any_route(doors: Doors) -> None:
     assert doors.ask("GET", "/api/v1/hello", shown)[1]["role"] == "read"
 
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get", "")
+
+
+@pytest.mark.parametrize("kind", ["none", "bad", "expired", "revoked"])
+def test_no_method_of_any_path_is_open_also_not_those_that_it_has_not(doors: Doors, kind: str) -> None:
+    shown = doors.shown(kind)
+    for path in sorted({path for _, path in ROUTES}):
+        for method in METHODS:
+            got, said = doors.ask(method, path, *shown)
+            assert (got, said["code"], doors.read) == (401, "not_trusted", 0), (method, path, said)
+
+
+def test_who_may_look_has_no_other_method_anywhere(doors: Doors) -> None:
+    shown = ("authorization", "Bearer " + doors.token(scope="read"))
+    for path in sorted({path for _, path in ROUTES}):
+        for method in METHODS[2:]:
+            got, said = doors.ask(method, path, shown)
+            assert (got, said["code"], doors.read) == (403, "refused", 0), (method, path, said)
+
+
 def test_a_members_token_is_no_key_to_what_is_anothers(doors: Doors) -> None:
     shown = ("authorization", "Bearer " + doors.token(BOB))
     known = {f"{method} {path.removeprefix('/api/v1')}" for method, path in CHANGES}
@@ -268,6 +288,17 @@ def test_a_members_token_is_no_key_to_what_is_anothers(doors: Doors) -> None:
     for each in (*ids, mine):
         assert doors.ask("DELETE", f"/api/v1/tokens/{each}", shown)[0] == 404
     assert mine not in json.dumps(doors.ask("GET", "/api/v1/tokens", shown)[1])
+
+
+@pytest.mark.parametrize("scope", ["submit", "admin"])
+def test_nobody_enters_an_environment_that_another_has_chosen(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
+    """`runner shell 1` runs here as who asks, with the job's PATH and LD_PRELOAD."""
+    monkeypatch.setattr(auth, "_groups", lambda uid: {"gpubox", "gpubox-admin"})
+    shown = ("authorization", "Bearer " + doors.token(Principal(BOB.uid, "bob", "admin"), scope))
+    got, said = doors.ask("GET", "/api/v1/jobs/1/surroundings", shown)
+    assert (got, said["code"], "would run as you" in said["message"]) == (403, "refused", True), said
 
 
 def test_a_token_gives_no_more_than_it_has(doors: Doors) -> None:

@@ -90,6 +90,20 @@ def test_pull_without_ids_brings_all_that_is_awaited(box: Box, project: Path, tm
     assert awaited(box) == set()
 
 
+def test_what_the_box_does_not_know_any_more_is_awaited_no_longer(box: Box, project: Path) -> None:
+    box.env["GPUBOX_COURIER"] = "no"
+    assert "nothing is awaited" in box.call("pull").stderr
+    del box.env["GPUBOX_COURIER"]
+    job = submitted(box, project, "-d", "--array", "2")
+    box.env["GPUBOX_COURIER"] = "no"
+    Path(box.state.awaited, "local:999").write_text("{}")
+    box.call("wait", job)
+    done = box.call("pull", cwd=project)
+    assert (done.returncode, "does not know job 999 any more" in done.stderr) == (0, True), done.stderr
+    assert (project / "runs" / f"local-{job[1:]}" / "a.txt").exists()
+    assert awaited(box) == set()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -554,6 +554,14 @@ def test_a_daemon_of_a_newer_api_is_not_spoken_to(talk):
     assert "upgrade" in caught.value.hint
 
 
+@pytest.mark.parametrize(("ahead", "where"), [(-1, "there, to"), (1, "here")])
+def test_a_box_elsewhere_of_another_api_says_which_side_to_upgrade(ahead, where):
+    headers = {"x-gpubox-api": str(runner.API_LEVEL + ahead)}
+    with pytest.raises(errors.Unreachable, match="API level") as caught:
+        boxes._compare(None, headers)
+    assert caught.value.hint.startswith(f"upgrade gpubox {where}")
+
+
 def test_what_names_no_api_level_is_not_a_box(talk):
     api = talk([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"])
     api.greet = boxes._renew

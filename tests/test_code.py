@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -207,6 +209,42 @@ def test_a_list_that_is_no_tree_is_refused(changed: dict[str, Any]) -> None:
 def test_what_is_no_manifest_at_all_is_refused(data: bytes) -> None:
     with pytest.raises(errors.BadData):
         code.Manifest.parse(data)
+
+
+NAMES = st.text("ab./\\\0\n\x1b\ud800ü~", max_size=8) | st.sampled_from(["..", "../x", "/x", ".git/x", "a/b", "a"])
+TEN = b"ten bytes!"
+
+
+@pytest.mark.long
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(NAMES, st.sampled_from([0o644, 0o755, 0o4755, 0, "x"]), max_size=4),
+    st.dictionaries(NAMES, NAMES, max_size=4),
+    st.lists(NAMES, max_size=3, unique=True).map(sorted),
+)
+def test_whatever_a_laptop_lists_is_refused_or_stays_in_its_tree(
+    files: dict[str, Any], links: dict[str, str], dirs: list[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        blobs = code.Blobs(f"{folder}/blobs")
+        blobs.add(TEN)
+        entries = {path: [mode, len(TEN), sha(TEN)] for path, mode in files.items()}
+        data = json.dumps({"version": 1, "files": entries, "links": links, "dirs": dirs}).encode()
+        os.makedirs(f"{folder}/trees")
+        before = content(folder)
+        try:
+            manifest = code.Manifest.parse(data)
+            code.make_tree(blobs, manifest, f"{folder}/trees/1")
+        except errors.Problem:
+            assert content(folder) == before, "nothing is left of what was refused"
+            return
+        root = os.path.realpath(f"{folder}/trees/1")
+        made = content(root)
+        assert set(made) >= set(files) | set(links)
+        for path in links:
+            assert os.path.normpath(f"{root}/{os.path.dirname(path)}/{os.readlink(f'{root}/{path}')}").startswith(root)
+        shutil.rmtree(f"{folder}/trees/1")
+        assert content(folder) == before, "and nothing was written elsewhere"
 
 
 def test_a_manifest_over_the_limits_is_too_large() -> None:

@@ -203,6 +203,15 @@ def test_a_box_that_is_removed_has_no_token_of_ours_any_more(added: House) -> No
     assert (added.laptop.home / "config/gpubox/box").read_text() == "local\n"
 
 
+def test_a_token_that_can_not_be_kept_here_is_ended_there(house: House) -> None:
+    (house.laptop.home / "config").mkdir(exist_ok=True)
+    (house.laptop.home / "config/gpubox").write_text("not a folder")
+    done = house.add()
+    (house.laptop.home / "config/gpubox").unlink()
+    assert (done.returncode, "can't be written" in done.stderr, "XDG_CONFIG_HOME" in done.stderr) == (77, True, True)
+    assert house.tokens() == []
+
+
 def test_clocks_that_are_apart_are_told(added: House) -> None:
     code = "import time; now = time.time; time.time = lambda: now() - 200; from runner.cli import main; main()"
     done = subprocess.run(

@@ -327,6 +327,7 @@ def test_an_environment_that_cannot_be_built_fails_the_job_in_the_resolver_s_wor
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert "job 1 failed: its environment could not be built" in done.stderr
     assert "no-such-thing-here was not found" in done.stderr
+    assert "hint: correct what it asks for and submit again" in done.stderr
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from runner import errors
 from runner.box import outputs
 from runner.box.custody import Custody
 from runner.laptop import client as http
+from runner.laptop import descent
 from runner.laptop import pull as pulling
 from runner.laptop.pull import Pulled, pull
 from runner.paths import StateDir
@@ -25,6 +26,7 @@ class Box:
 
     def __init__(self, out: Path) -> None:
         self.box, self.out, self.state = "local", out, "succeeded"
+        self.patience = http.REPLY_SECONDS
         self.state_dir = out.parents[2]
         self.damaged = 0  # that many pieces change on their way
         self.fetched: list[str] = []
@@ -152,6 +154,16 @@ def test_what_lay_here_already_is_compared_too(box: Box, project: Path) -> None:
     os.utime(folder / "metrics.json", ns=(kept.st_mtime_ns, kept.st_mtime_ns))
     assert bring(box, project).complete
     assert home(project)["metrics.json"] == "{}"
+
+
+def test_the_box_is_given_time_to_read_them_all_again(box: Box, project: Path) -> None:
+    """It answers when it has hashed what was fetched: many gigabytes from a slow disk take minutes."""
+    size, given = sum(len(path.read_bytes()) for path in box.out.rglob("*") if path.is_file()), []
+    post = box.post
+    box.post = lambda path, json=None: given.append(box.patience) or post(path, json)  # type: ignore[method-assign]
+    bring(box, project)
+    assert given == [http.REPLY_SECONDS + size / pulling.READ_BYTES]
+    assert box.patience == http.REPLY_SECONDS
 
 
 def test_outputs_of_a_running_job_are_not_acknowledged(box: Box, project: Path) -> None:
@@ -285,7 +297,7 @@ def test_odd_names_come_home(box: Box, project: Path, name: str) -> None:
     assert home(project)[name] == "odd"
 
 
-HOSTILE = ["../x", "/tmp/x", "a/../../x", "", ".", "a//b", "a/", "nul\0", pulling.RECEIPT, f"{pulling.PART}1", "out/x"]
+HOSTILE = ["../x", "/tmp/x", "a/../../x", "", ".", "a//b", "a/", "nul\0", pulling.RECEIPT, f"{descent.PART}1", "out/x"]
 
 
 @pytest.mark.parametrize("path", HOSTILE)

@@ -471,3 +471,16 @@ def test_an_address_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (addresses.names(), addresses.in_use()) == ([], "local")
     with pytest.raises(errors.NotFound):
         addresses.read("gpubox")
+
+
+def test_a_full_disk_here_is_told_when_an_address_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(addresses.os, "write", full)
+        with pytest.raises(errors.DiskFull, match="no room on this computer"):
+            addresses.write(an_address(7443))
+    assert addresses.names() == []

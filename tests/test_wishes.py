@@ -85,6 +85,13 @@ def test_a_member_of_a_sweep_alone_is_rerun_with_its_parameters(hall: Hall) -> N
     assert (again.params, again.array_index) == ({"lr": "2"}, 1)
 
 
+def test_a_rerun_gives_nobodys_secrets_to_anothers_code(hall: Hall) -> None:
+    job = hall.submit("true", secrets=["KEY"], who=BOB)
+    with pytest.raises(Refused, match="given your KEY"):
+        hall.wishes.rerun(ANN, job.id, None, "")
+    assert hall.wishes.rerun(BOB, job.id, None, "")[0].id > job.id
+
+
 def test_a_rerun_does_not_wait_for_what_the_first_one_waited_for(hall: Hall) -> None:
     first = hall.submit("true")
     job = hall.submit("true", after=[After(first.id)])
@@ -101,7 +108,7 @@ WISHES: dict[str, Callable[[Hall, Principal, int], object]] = {
     "hold": lambda hall, who, job: hall.wishes.hold(who, [job]),
     "release": lambda hall, who, job: hall.wishes.release(who, [job]),
     "prioritise": lambda hall, who, job: hall.wishes.prioritise(who, [job], 5),
-    "fetched": lambda hall, who, job: hall.wishes.fetched(who, job),
+    "fetched": lambda hall, who, job: hall.wishes.fetched(hall.wishes.fetching(who, job)),
 }
 
 
@@ -367,12 +374,12 @@ def test_an_end_is_told_in_a_sentence(values: dict[str, Any], said: str) -> None
 
 def test_outputs_are_marked_as_fetched_only_when_the_job_is_over(hall: Hall) -> None:
     job = hall.submit("true", **base())
-    hall.wishes.fetched(ADMIN, job.id)
+    hall.wishes.fetched(hall.wishes.fetching(ADMIN, job.id))
     assert hall.read(job).fetched_at is None
     hall.turn()
     hall.engine.ends(job)
     hall.turn()
-    hall.wishes.fetched(ADMIN, job.id)
+    hall.wishes.fetched(hall.wishes.fetching(ADMIN, job.id))
     assert hall.read(job).fetched_at is not None
 
 

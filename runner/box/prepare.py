@@ -135,4 +135,7 @@ def _reason(error: BaseException, otherwise: str) -> str:
 
 
 def _said(error: BaseException) -> str:
-    return error.message if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
+    """What happened, and what to type next."""
+    if not isinstance(error, Problem):
+        return f"{type(error).__name__}: {error}"
+    return f"{error.message}\n  hint: {error.hint}" if error.hint else error.message

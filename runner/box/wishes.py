@@ -110,6 +110,11 @@ class Wishes:
         spec = self._daemon.store.spec(job.spec_id)
         if spec.adopts:
             raise BadRequest(f"job {job_id} only waited for process {spec.adopts[0]}", "`runner adopt PID` adopts one")
+        if spec.secrets and job.uid != who.uid:
+            raise Refused(
+                f"job {job_id} is {job.user}'s, and its code would be given your {', '.join(spec.secrets)}",
+                "submit the code yourself, with --secret",
+            )
         spec.after = []
         submission = Submission(spec)
         if job.array_index is not None or job.params:

@@ -177,7 +177,11 @@ def _add(given: Given, destination: str) -> int:
             _revoke(way, program, address.token_id)
             hint = f"runner box add --name ANOTHER {destination}; or `runner box remove {address.name}` first"
             raise errors.Busy(f"{address.name} is another box, {replaced.ssh}", hint)
-        addresses.write(address)
+        try:
+            addresses.write(address)
+        except errors.Problem:
+            _revoke(way, program, address.token_id)  # nobody has it
+            raise
         if replaced is not None and replaced.fingerprint == address.fingerprint:
             _revoke(way, program, replaced.token_id)  # nobody has it any more
     finally:

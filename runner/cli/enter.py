@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 SHELL = """\
 Usage: runner shell [OPTIONS] [ID]
 
-A shell on the box, as yourself: over ssh, or right here when the box is this computer. With a job's id it has the job's
-environment: its programs first on PATH, its variables and its GPUs, in its folder where you may enter that. Secrets are
-not among the variables, and what you start is not part of the job.
+A shell on the box, as yourself: over ssh, or right here when the box is this computer. With the id of a job of
+yours it has the job's environment: its programs first on PATH, its variables and its GPUs, in its folder where you may
+enter that. Secrets are not among the variables, and what you start is not part of the job.
 
 Options:
   --box NAME              which box (GPUBOX_BOX, else the one in use)

@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from runner.laptop.client import Client
     from runner.laptop.pull import Pulled
 
 PULL = """\
@@ -43,25 +44,44 @@ def pull(arguments: list[str]) -> int:
     if to is not None and not os.path.isdir(to):
         raise errors.NotFound(f"--to {to}: there is no such folder", f"mkdir -p {to}")
     api = boxes.open_box(given.get("--box"))
-    names = given.words or list(awaited.all_of().get(api.box, ()))
-    if not names:
-        output.say(f"nothing is awaited from {api.box}: `runner pull ID` brings the outputs of any job")
-        return 0
-    ids = values.jobs(names, "runner pull")
+    if given.words:
+        jobs = api.get(f"/jobs?ids={values.query(values.jobs(given.words, 'runner pull'))}")["jobs"]
+    else:
+        jobs = _awaited(api)
     brought = []
-    for job in api.get(f"/jobs?ids={values.query(ids)}")["jobs"]:
+    left = set()  # groups of which there may be more
+    for job in jobs:
         place = os.path.abspath(to) if to else awaited.to(api.box, str(job.get("group") or job["id"]))
         pulled = bring(api, int(job["id"]), api.box, str(job.get("project") or ""), place)
         brought.append(_as_json(int(job["id"]), pulled))
+        if not pulled.complete:
+            left.add(job.get("group"))
         if "--json" in given:
             continue
         if "--quiet" in given:
             output.put(f"{pulled.folder}\n" if pulled.files else "")
         else:
             _show(int(job["id"]), pulled)
+    for group in {str(job.get("group") or "") for job in jobs if not given.words} - left:
+        awaited.forget(api.box, group)
     if "--json" in given:
         output.json(brought)
     return 0
+
+
+def _awaited(api: Client) -> list[dict[str, Any]]:
+    """The jobs that were submitted from here and have not come yet."""
+    names = list(awaited.all_of().get(api.box, ()))
+    if not names:
+        output.say(f"nothing is awaited from {api.box}: `runner pull ID` brings the outputs of any job")
+    found = []
+    for name in names:
+        try:
+            found += api.get(f"/jobs?ids={name}")["jobs"]
+        except errors.NotFound:  # of a box that was made anew, perhaps
+            output.say(f"{api.box} does not know job {name} any more, so it is awaited no longer")
+            awaited.forget(api.box, name)
+    return found
 
 
 def _as_json(job_id: int, pulled: Pulled) -> dict[str, Any]:

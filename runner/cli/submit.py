@@ -370,7 +370,7 @@ def _send(given: Given, api: Client, body: dict[str, Any], snap: Snapshot | None
         text = f"{output.many(snap.count, 'file')}, {output.size(snap.bytes)}; {news}"
     for warning in snap.warnings if snap else ():
         output.say(f"note: {warning}")
-    return _accepted(given, api, answer, text)
+    return _accepted(given, api, answer, text, str(body["spec"].get("project") or ""))
 
 
 def _sent(api: Client, body: dict[str, Any], snap: Snapshot | None, key: str) -> tuple[dict[str, Any], Snapshot | None]:
@@ -389,7 +389,7 @@ def _sent(api: Client, body: dict[str, Any], snap: Snapshot | None, key: str) ->
     return delivery.deliver(api, body, snap, key)
 
 
-def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str) -> int:
+def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str, project: str = "") -> int:
     """Say what became of it; follow it unless asked not to."""
     for warning in answer.get("warnings") or ():
         output.say(f"note: {warning}")
@@ -397,7 +397,7 @@ def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str) -> i
     name = str(group or answer["id"])
     to, pull = given.get("--pull-to") or "", "--no-pull" not in given
     if pull:
-        awaited.note(api.box, name, os.path.abspath(to) if to else "")
+        awaited.note(api.box, name, os.path.abspath(to) if to else "", project)
     if "--json" in given:
         output.json(answer)
         return 0

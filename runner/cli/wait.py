@@ -141,7 +141,7 @@ class _Watch:
 
     def __init__(self, api: Client, group: str, pull: bool) -> None:
         self.api, self.group, self.pull = api, group, pull
-        self.to = awaited.to(api.box, group)
+        self.to, self.project = awaited.to(api.box, group), awaited.project(api.box, group)
         self.left: dict[int, None] | None = None  # the jobs that have not ended, in order
         self.codes: dict[int, int] = {}  # of those that did not succeed
         self.states: dict[str, None] = {}  # theirs
@@ -180,7 +180,7 @@ class _Watch:
         if not self.pull:
             return
         try:
-            done = pull.pull(self.api, job_id, self.api.box, str(job.get("project") or ""), self.to)
+            done = pull.pull(self.api, job_id, self.api.box, self.project or str(job.get("project") or ""), self.to)
         except errors.Problem as problem:
             if not self.behind:
                 self._say(f"the outputs of job {job_id} are still on the box: {problem.message}")

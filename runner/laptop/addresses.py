@@ -5,6 +5,7 @@ One file a box, `boxes/<name>.json` in the configuration directory, of mode 0600
 
 from __future__ import annotations
 
+import errno
 import os
 
 from runner import errors, paths
@@ -79,6 +80,8 @@ def read(name: str) -> Address:
             f'no box named "{name}"{errors.nearest(name, known)}',
             "`runner box list` shows them; `runner box add me@host` adds one",
         ) from None
+    except OSError as error:
+        raise errors.Refused(f"{path} can't be read: {error.strerror}", f"ls -l {path}") from None
     except (KeyError, TypeError, ValueError):
         raise errors.BadData(f"{path} is damaged", f"`runner box remove {name}`, and add it again") from None
 
@@ -132,7 +135,17 @@ def _chosen() -> str:
 
 
 def _put(path: str, data: bytes) -> None:
-    """Whole or not at all, and nobody else's to read at any moment."""
+    """Whole or not at all, and nobody else's to read at any moment. DiskFull; Refused: it can't be written."""
+    try:
+        _write(path, data)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise errors.DiskFull(f"no room on this computer for {path}", "make room, and again") from error
+        hint = f"ls -ld {os.path.dirname(path)}; XDG_CONFIG_HOME names another place"
+        raise errors.Refused(f"{path} can't be written: {error.strerror}", hint) from error
+
+
+def _write(path: str, data: bytes) -> None:
     folder = os.path.dirname(path)
     for each in (paths.config_dir(), folder):  # the mode is only that of the last folder made
         os.makedirs(each, 0o700, exist_ok=True)

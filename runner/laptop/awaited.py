@@ -18,19 +18,20 @@ REST_SECONDS = 5.0  # between two couriers
 _noted = ""  # by this command: too fresh to be asked for
 
 
-def note(box: str, name: str, to: str = "") -> None:
+def note(box: str, name: str, to: str = "", project: str = "") -> None:
     """A job or a group was submitted. to: a folder that is meant instead of the project's runs/. Where it can't be
     noted there is still `runner pull`: no reason to fail."""
+    told = {"to": to, "project": project}
     global _noted
     if os.environ.get("GPUBOX_COURIER") == "no":
         return
     folder, _noted = _folder(), f"{box}:{name}"
     try:
         try:
-            _write(f"{folder}/{_noted}", to)
+            _write(f"{folder}/{_noted}", told)
         except FileNotFoundError:
             os.makedirs(folder, 0o700, exist_ok=True)
-            _write(f"{folder}/{_noted}", to)
+            _write(f"{folder}/{_noted}", told)
     except OSError:
         pass
 
@@ -59,11 +60,12 @@ def all_of() -> dict[str, dict[str, str]]:
 
 def to(box: str, name: str) -> str:
     """The folder that is meant for the outputs of an awaited job or group, or \"\"."""
-    try:
-        with open(f"{_folder()}/{box}:{name}", "rb") as file:
-            return str(loads(file.read().decode())["to"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    return _read(box, name, "to")
+
+
+def project(box: str, name: str) -> str:
+    """The folder that it was submitted from, or \"\". What a box says about that is only its word."""
+    return _read(box, name, "project")
 
 
 def send(names: list[str]) -> None:
@@ -118,7 +120,15 @@ def _folder() -> str:
     return paths.state_dir().awaited
 
 
-def _write(path: str, to: str) -> None:
+def _read(box: str, name: str, key: str) -> str:
+    try:
+        with open(f"{_folder()}/{box}:{name}", "rb") as file:
+            return str(loads(file.read().decode())[key])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _write(path: str, told: dict[str, str]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    os.write(fd, dumps({"to": to}).encode())
+    os.write(fd, dumps(told).encode())
     os.close(fd)

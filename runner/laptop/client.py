@@ -31,6 +31,7 @@ CONNECT_SECONDS = 5.0
 REPLY_SECONDS = 60.0
 HEAD_LIMIT = 64 << 10
 LINE_LIMIT = 4 << 10
+INFORMED_MAX = 16
 BODY_LIMIT = 256 << 20  # of a reply that is kept in memory; streams have no limit
 PIECE = 256 << 10
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # between tries: a daemon that restarts is back within about 3 s
@@ -93,8 +94,8 @@ class Connection:
         except OSError as error:
             raise Lost(f"the connection to the box was lost: {error.strerror or error}", LOST_HINT) from None
 
-    def head(self) -> Reply:
-        """The status and headers of the next reply."""
+    def head(self, informed: int = 0) -> Reply:
+        """The status and headers of the next reply. informed: how many of those before it were none yet."""
         while (end := self.buffer.find(b"\r\n\r\n")) < 0:
             if len(self.buffer) > HEAD_LIMIT:
                 raise _malformed("its headers do not end")
@@ -110,8 +111,10 @@ class Connection:
         if not version.startswith("HTTP/1."):
             raise _malformed("it does not speak HTTP/1.1")
         status = _number(rest[:3], 10)
-        if 100 <= status < 200:
-            return self.head()  # "100 Continue": the real one follows
+        if 100 <= status < 200:  # "100 Continue": the real one follows
+            if informed == INFORMED_MAX:
+                raise _malformed("it never comes to its answer")
+            return self.head(informed + 1)
         headers = {}
         for line in lines:
             name, colon, value = line.partition(":")

@@ -8,7 +8,7 @@ import sys
 
 from runner import errors, words
 from runner.laptop import awaited, boxes
-from runner.laptop.pull import Pulled, pull
+from runner.laptop.pull import Pulled, pull, writable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def main() -> int:
     for box, names in awaited.all_of().items():
         try:
             _visit(box, names)
-        except errors.Problem:
+        except Exception:  # also what no box should say: the others are not to wait for it
             continue  # not to be reached now, or not ours any more: `runner pull` says why
     os.close(held)
     return 0
@@ -43,17 +43,28 @@ def _visit(box: str, names: dict[str, str]) -> None:
             jobs = api.get(f"/jobs?ids={name}")["jobs"]
         except errors.NotFound:
             jobs = []
-        for job in jobs:
-            if job["state"] in words.FINISHED and job["fetched_at"] is None:
-                _bring(api, job, to)
+        try:
+            for job in jobs:
+                if job["state"] in words.FINISHED and job["fetched_at"] is None:
+                    _bring(api, job, to, awaited.project(box, name))
+        except errors.Unreachable:
+            raise
+        except errors.Problem as problem:  # told once: then it is for somebody to look at
+            awaited.tell(f"the outputs of {name} are still on {box}: {problem.message}; {problem.hint}")
+            awaited.forget(box, name)
         if all(job["state"] in words.FINISHED for job in jobs):
             awaited.forget(box, name)
 
 
-def _bring(api: Client, job: dict[str, Any], to: str) -> None:
-    done = pull(api, int(job["id"]), api.box, str(job.get("project") or ""), to)
+def _bring(api: Client, job: dict[str, Any], to: str, project: str) -> None:
+    """project: as it was noted; else by the box's word. Without it nothing is put where somebody happens to be."""
+    job_id, project = int(job["id"]), project or str(job.get("project") or "")
+    if not to and not writable(project) and api.get(f"/jobs/{job_id}/outputs")["outputs"]:
+        where = project or "its project's folder"
+        raise errors.NotFound(f"there is no writing to {where}", f"`runner pull {job_id}` brings them to where you are")
+    done = pull(api, job_id, api.box, project, to)
     if done.files or done.refused:
-        awaited.tell(_told(int(job["id"]), done))
+        awaited.tell(_told(job_id, done))
 
 
 def _told(job_id: int, done: Pulled) -> str:

@@ -16,8 +16,8 @@ import time
 from runner import errors
 from runner.laptop import hashes, index, snapshot
 from runner.laptop.client import PAUSES, Lost, quote
+from runner.laptop.descent import PART, Refusal, enter, inside, readlink
 from runner.laptop.git import shown
-from runner.laptop.pull import PART, Refusal, enter, inside, readlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import stat
 
 from runner import errors, words
 from runner.laptop import awaited
-from runner.laptop.client import Lost, quote
+from runner.laptop.client import REPLY_SECONDS, Lost, quote
+from runner.laptop.descent import PART, Refusal, enter, inside, readlink
 from runner.laptop.light import dumps, loads
 
 TYPE_CHECKING = False
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     Version = list[int]  # [size, time of last change in nanoseconds]
 
 RECEIPT = ".runner-pull.json"
-PART = ".runner-pull-"  # + version: a file on its way
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+ENTRIES_MAX = 100_000  # as many as a box lists
+READ_BYTES = 50 << 20  # a second, that a slow disk of a box reads and hashes
+GROWTH = 64 << 20  # bytes by which a file may have grown since it was listed, beside as much as it had
 
 
 class Output:
@@ -42,6 +44,11 @@ class Output:
         self.version: Version = [int(listed["size"]), round(listed["modified_at"] * 1e9)]
         if not (0 <= self.version[0] < 1 << 62 and abs(self.version[1]) < 1 << 62):
             raise ValueError(listed)
+
+    @property
+    def limit(self) -> int:
+        """Bytes: a job may still write to it, but whoever sends more than this only means to fill a disk."""
+        return 2 * self.version[0] + GROWTH
 
 
 class Pulled:
@@ -58,12 +65,14 @@ class Pulled:
 
 
 def pull(client: Client, job_id: int, box: str, project: str, to: str = "") -> Pulled:
-    """to: the folder to make theirs in, instead of the project's runs/; also what its submit said."""
+    """to: the folder to make theirs in, instead of the project's runs/; also what its submit said. project: by the
+    box's word, where we have not noted it."""
     # The state is asked first: if the job had ended then, the list is complete.
     finished = client.get(f"/jobs/{job_id}")["job"]["state"] in words.FINISHED
     outputs, links = _listed(client.get(f"/jobs/{job_id}/outputs"))
     name = f"{_plain(box)}-{job_id}"
     to = to or awaited.to(client.box, str(job_id))
+    project = awaited.project(client.box, str(job_id)) or project
     base, note = ("", "") if to else _home(project)
     done = Pulled(os.path.join(to or f"{base}/runs", name))
     done.note = note
@@ -83,8 +92,10 @@ def pull(client: Client, job_id: int, box: str, project: str, to: str = "") -> P
     return done
 
 
-def _differing(client: Client, job_id: int, hashes: list[str]) -> list[str]:
-    """Say what arrived, in the order of the box's listing; the paths of what it has otherwise."""
+def _differing(client: Client, job_id: int, hashes: list[str], size: int = 0) -> list[str]:
+    """Say what arrived, in the order of the box's listing; the paths of what it has otherwise. size: of it all, which
+    the box reads once more before it answers."""
+    client.patience = REPLY_SECONDS + size / READ_BYTES
     try:
         answer = client.post(f"/jobs/{job_id}/fetched", {"hashes": hashes})
         return [str(path) for path in answer["differ"]]
@@ -94,27 +105,41 @@ def _differing(client: Client, job_id: int, hashes: list[str]) -> list[str]:
         raise errors.BadData(
             "what the box sends is not a list of paths", "`runner doctor` compares the versions"
         ) from None
+    finally:
+        client.patience = REPLY_SECONDS
 
 
 def _listed(found: Any) -> tuple[list[Output], dict[str, str]]:
     try:
         outputs = [Output(each) for each in found["outputs"]]
-        return outputs, {str(path): str(target) for path, target in found["links"].items()}
+        links = {str(path): str(target) for path, target in found["links"].items()}
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         raise errors.BadData(
             "what the box sends is not a list of outputs", "`runner doctor` compares the versions"
         ) from None
+    if len(outputs) + len(links) > ENTRIES_MAX:
+        raise errors.TooLarge(f"the box lists more than {ENTRIES_MAX:,} outputs", "let the job pack them into one file")
+    return outputs, links
 
 
 def _home(project: str) -> tuple[str, str]:
     """Where `runs/` is, and why it is not where one would look for it."""
-    runs = os.path.join(project, "runs")
-    if project and os.access(runs if os.path.isdir(runs) else project, os.W_OK | os.X_OK):
+    if writable(project):
         return project, ""
+    try:
+        here = os.getcwd()
+    except OSError:
+        raise errors.NotFound("the current directory is gone", "go to another one, or say --to DIR") from None
     if not project:
-        return os.getcwd(), ""
+        return here, ""
     why = "can't be written to" if os.path.isdir(project) else "is gone"
-    return os.getcwd(), f"the project's folder {project} {why}, so the outputs are here"
+    return here, f"the project's folder {project} {why}, so the outputs are here"
+
+
+def writable(project: str) -> bool:
+    """Whether runs/ can be there."""
+    runs = os.path.join(project, "runs")
+    return bool(project) and os.access(runs if os.path.isdir(runs) else project, os.W_OK | os.X_OK)
 
 
 def _plain(name: str) -> str:
@@ -156,6 +181,7 @@ class _Folder:
                 self._plan(output.path, output.version, place)
             elif place is not None:
                 self._arrived(output.path, output.version[0])
+        self._require_room(sum(output.version[0] for output, _ in wanted))
         # Written before the first rename: were we killed after it, the new file would look like a person's.
         if wanted:
             self._write_receipt()
@@ -173,11 +199,21 @@ class _Folder:
             if name.startswith(PART):
                 os.unlink(name, dir_fd=self.fd)
 
+    def _require_room(self, size: int) -> None:
+        """Before the disk is full, not when."""
+        found = os.statvfs(self.fd)
+        if size > found.f_bavail * found.f_frsize + sum(self._arrived_in_part()):
+            raise OSError(errno.ENOSPC, "there is less room than they take")
+
+    def _arrived_in_part(self) -> list[int]:
+        return [os.stat(name, dir_fd=self.fd).st_size for name in os.listdir(self.fd) if name.startswith(PART)]
+
     def acknowledge(self, outputs: list[Output]) -> None:
         """Have the box compare; fetch once more what did not arrive as it is there."""
+        size = sum(output.version[0] for output in outputs)
         for _ in range(2):
             hashes = [self._hash(output.path) for output in outputs]
-            differ = {output.path for output in outputs} & set(_differing(self.client, self.job_id, hashes))
+            differ = {output.path for output in outputs} & set(_differing(self.client, self.job_id, hashes, size))
             if not differ:
                 self._write_receipt()  # with the hashes
                 return
@@ -279,7 +315,7 @@ class _Folder:
 
     def _fetch(self, output: Output, place: str) -> None:
         path, version = output.path, output.version
-        part, sha256 = self._download(path, version)
+        part, sha256 = self._download(path, version, output.limit)
         os.utime(part, ns=(version[1], version[1]), dir_fd=self.fd, follow_symlinks=False)
         size = os.stat(part, dir_fd=self.fd).st_size
         if output.executable:
@@ -303,7 +339,7 @@ class _Folder:
         self.done.fetched += 1
         self._arrived(path, size)
 
-    def _download(self, path: str, version: Version) -> tuple[str, str]:
+    def _download(self, path: str, version: Version, limit: int) -> tuple[str, str]:
         """(the file's name, which holds its version, so that a torn one is continued only by the same; its SHA-256)."""
         import hashlib
 
@@ -320,7 +356,7 @@ class _Folder:
             while size < version[0]:
                 before = size
                 try:
-                    self._continue(fd, path, size, hashed)
+                    self._continue(fd, path, size, hashed, limit)
                     break
                 except Lost:  # what arrived is here: the rest is asked for, unless nothing comes at all
                     size = os.fstat(fd).st_size
@@ -330,9 +366,12 @@ class _Folder:
             os.close(fd)
         return part, hashed.hexdigest()
 
-    def _continue(self, fd: int, path: str, size: int, hashed: Any) -> None:
+    def _continue(self, fd: int, path: str, size: int, hashed: Any, limit: int) -> None:
         url = f"/jobs/{self.job_id}/outputs/{quote(path)}?offset={size}"
         for piece in self.client.stream("GET", url):
+            size += len(piece)
+            if size > limit:
+                raise Refusal("the box sends far more than it listed")
             hashed.update(piece)
             view = memoryview(piece)
             while view:
@@ -386,50 +425,3 @@ class _Folder:
             os.fsync(fd)
         os.rename(temporary, RECEIPT, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         os.fsync(self.fd)
-
-
-class Refusal(Exception):
-    """Why something from the box may not be written here."""
-
-
-def enter(root: int, path: str, make: bool) -> tuple[int, str]:
-    """(descriptor of the folder that holds a path below an open one, its name there), with every step looked at. make:
-    the folders on the way."""
-    *folders, name = path.split("/")
-    if "\0" in path or any(part in ("", ".", "..") for part in (*folders, name)) or path.startswith(PART[:-1]):
-        raise Refusal("not a path inside the folder")
-    fd = os.dup(root)
-    try:
-        for part in folders:
-            if make:
-                try:
-                    os.mkdir(part, dir_fd=fd)
-                except FileExistsError:
-                    pass
-            fd, before = os.open(part, _FOLDER, dir_fd=fd), fd
-            os.close(before)
-    except OSError as error:
-        os.close(fd)
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise Refusal(f'"{part}" here is no folder') from None
-        raise
-    return fd, name
-
-
-def inside(path: str, target: str) -> bool:
-    """Whether a link stays in the folder: steps up only at its beginning, no more than it lies deep."""
-    parts = target.split("/")
-    ups = 0
-    while ups < len(parts) and parts[ups] == "..":
-        ups += 1
-    return bool(target) and not target.startswith("/") and ".." not in parts[ups:] and ups <= path.count("/")
-
-
-def readlink(name: str, folder: int) -> str | None:
-    """A link's target; "" for what is no link, None for nothing."""
-    try:
-        return os.readlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        return ""

@@ -327,9 +327,12 @@ async def why(here: Here, job_id: JobId) -> Response:
 
 
 @routes.get("/jobs/{job_id}/surroundings", response_model=Surroundings)
-async def surroundings(here: Here, job_id: JobId) -> Response:
-    """What a command needs to run as the job's would. NotFound: its environment is not there."""
+async def surroundings(here: Here, who: Who, job_id: JobId) -> Response:
+    """What a command needs to run as the job's would. NotFound: its environment is not there. Refused: somebody else
+    chose these variables and programs (LD_PRELOAD, PATH), and who enters runs them as themselves."""
     job, daemon = here.job(job_id), here.daemon
+    if job.uid != who.uid:
+        raise errors.Refused(f"job {job_id} is {job.user}'s, and what it runs would run as you", "`runner shell`")
     spec = daemon.store.spec(job.spec_id)
     programs, gpus = daemon.bin_dir(job.environment), daemon.gpus.visible(job, spec.gpu_ids)
     data = daemon.data_of(job)

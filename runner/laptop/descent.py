@@ -1,0 +1,70 @@
+"""From a folder of ours down to where a box wants something: by descriptor, no link followed, nothing led out."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+PART = ".runner-pull-"  # + version: a file on its way; nothing of a box's is called so
+DEPTH_MAX = 100  # folders, as many as a box lists
+NAME_MAX, TARGET_MAX = 255, 4095  # bytes; of one name in a path, of where a link leads
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Refusal(Exception):
+    """Why something from the box may not be written here."""
+
+
+def enter(root: int, path: str, make: bool) -> tuple[int, str]:
+    """(descriptor of the folder that holds a path below an open one, its name there), with every step looked at. make:
+    the folders on the way."""
+    *folders, name = path.split("/")
+    if "\0" in path or any(part in ("", ".", "..") for part in (*folders, name)) or path.startswith(PART[:-1]):
+        raise Refusal("not a path inside the folder")
+    if len(folders) > DEPTH_MAX or any(_length(part) > NAME_MAX for part in (*folders, name)):
+        raise Refusal("its name is too long for this computer")
+    fd = os.dup(root)
+    try:
+        for part in folders:
+            if make:
+                try:
+                    os.mkdir(part, dir_fd=fd)
+                except FileExistsError:
+                    pass
+            fd, before = os.open(part, _FOLDER, dir_fd=fd), fd
+            os.close(before)
+    except OSError as error:
+        os.close(fd)
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise Refusal(f'"{part}" here is no folder') from None
+        raise
+    return fd, name
+
+
+def inside(path: str, target: str) -> bool:
+    """Whether a link stays in the folder: steps up only at its beginning, no more than it lies deep."""
+    parts = target.split("/")
+    if "\0" in target or _length(target) > TARGET_MAX:
+        return False
+    ups = 0
+    while ups < len(parts) and parts[ups] == "..":
+        ups += 1
+    return bool(target) and not target.startswith("/") and ".." not in parts[ups:] and ups <= path.count("/")
+
+
+def _length(name: str) -> int:
+    """In bytes. Refusal for what can't be a name: a box may send halves of surrogate pairs."""
+    try:
+        return len(os.fsencode(name))
+    except UnicodeEncodeError:
+        raise Refusal("its name is no text") from None
+
+
+def readlink(name: str, folder: int) -> str | None:
+    """A link's target; "" for what is no link, None for nothing."""
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""

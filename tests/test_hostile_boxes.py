@@ -1,0 +1,204 @@
+"""A box that means harm, and what it sends home: whatever it lists, nothing outside of runs/<box>-<id>/ changes, no
+file of a person does, and what is wrong is told in words of ours."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runner import errors
+from runner.laptop import client, descent
+from runner.laptop import pull as pulling
+from runner.laptop.light import dumps, loads
+from runner.laptop.pull import Pulled, pull
+
+pytestmark = pytest.mark.long
+PERSONS = "mine.txt"
+
+
+class Liar:
+    """A client whose box lists and sends what it likes."""
+
+    def __init__(self, paths: list[Any], links: dict[Any, Any], size: int = 3, mode: int = 0o6755) -> None:
+        listed = [{"path": path, "size": size, "mode": mode, "modified_at": 1.0} for path in paths]
+        self.listed = loads(dumps({"outputs": listed, "links": links}))
+        self.box, self.patience = "box", client.REPLY_SECONDS
+        self.sent = b"lie"
+        self.pieces = 1
+
+    def get(self, path: str) -> Any:
+        return self.listed if path.endswith("/outputs") else {"job": {"state": "succeeded"}}
+
+    def post(self, path: str, json: Any = None) -> Any:
+        return {"differ": ["../x", "nothing", *(each["path"] for each in self.listed["outputs"])]}
+
+    def stream(self, method: str, path: str) -> Iterator[bytes]:
+        for _ in range(self.pieces):
+            yield self.sent
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GPUBOX_STATE", str(tmp_path / "state"))
+    return laid_out(tmp_path)
+
+
+def laid_out(place: Path) -> Path:
+    """A project with a folder for outputs in which a person already has a file, a folder and two links."""
+    target = place / "project/runs/box-1"
+    (target / "folder").mkdir(parents=True)
+    (target / PERSONS).write_text("mine")
+    (place / "outside").mkdir()
+    (place / "outside/secret").write_text("secret")
+    (target / "out").symlink_to(place / "outside")
+    (target / "leaf").symlink_to(place / "outside/secret")
+    return place
+
+
+def outside(place: Path) -> dict[str, Any]:
+    """Everything but what lies in the folder of the outputs; and in it what was a person's."""
+    found: dict[str, Any] = {}
+    for folder, below, names in os.walk(place):
+        for name in (*below, *names):
+            path = Path(folder, name)
+            said = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
+            found[str(path.relative_to(place))] = said
+    mine = {f"project/runs/box-1/{name}" for name in (PERSONS, "folder", "out", "leaf")}
+    return {name: said for name, said in found.items() if not name.startswith("project/runs/box-1/") or name in mine}
+
+
+def fetch(box: Liar, place: Path) -> Pulled | None:
+    """None: it was refused, in our words."""
+    before = outside(place)
+    try:
+        done = pull(box, 1, "box", str(place / "project"))  # type: ignore[arg-type]
+    except (errors.BadData, errors.Refused, errors.DiskFull):
+        done = None
+    assert outside(place) == before
+    for folder, _, names in os.walk(place / "project/runs/box-1"):
+        for name in names:
+            found = os.lstat(f"{folder}/{name}")
+            assert found.st_mode & 0o7000 == 0, "not set-uid"
+    return done
+
+
+BAD_PATHS = [
+    "", ".", "..", "/", "//", "./a", "../a", "../../a", "a/../b", "a/..", "a/../../b", "a/./b", "a//b", "a/", "/a",
+    "/etc/passwd", "/../a", "..//a", "a/b/../../../c", "\0", "a\0b", "../\0", "out/x", "out/secret", "out/a/b",
+    "leaf/x", "mine.txt/x", ".runner-pull", ".runner-pull.json", ".runner-pull-1", ".runner-pull-receipt",
+    ".runner-pull/x", "x" * 256, "new/" + "x" * 256, "ü" * 128, "x" * 256 + "/a", "a/" * 101 + "b", "a/" * 5000 + "b",
+    "\ud800", "a/\udfff\ud800", "\udc41/\ud9ff", "a/\ud83d", "../runs/box-2/a", "../../pyproject.toml",
+]  # fmt: skip
+BAD_LINKS = [
+    ("l", ".."), ("l", "../x"), ("l", "/"), ("l", "/etc/passwd"), ("l", ""), ("l", "a/.."), ("l", "a/../.."),
+    ("l", "./../x"), ("l", "a/../../x"), ("d/l", "../.."), ("d/l", "../../x"), ("d/l", "x/../../.."), ("l", "\0"),
+    ("l", "a\0b"), ("l", "x" * 5000), ("l", "\ud800"), ("\ud800", "a"), ("../l", "a"), ("/l", "a"), ("", "a"),
+    ("a\0", "a"), ("out/l", "a"), ("leaf", "a"), ("out", "a"), ("mine.txt", "a"), (".runner-pull.json", "a"),
+    ("x" * 256, "a"), ("a/" * 200 + "l", "a"),
+]  # fmt: skip
+
+
+def test_these_are_enough() -> None:
+    assert len(BAD_PATHS) + len(BAD_LINKS) >= 60
+
+
+@pytest.mark.parametrize("path", BAD_PATHS, ids=lambda path: ascii(path)[:30])
+def test_a_hostile_path_is_refused_and_nothing_else_is(place: Path, path: str) -> None:
+    done = fetch(Liar([path, "good"], {}), place)
+    assert done is not None
+    assert [refused for refused, _ in done.refused] == [path]
+    assert (place / "project/runs/box-1/good").read_bytes() == b"lie"
+    assert not done.complete
+
+
+@pytest.mark.parametrize(("path", "target"), BAD_LINKS, ids=lambda part: ascii(part)[:20])
+def test_a_hostile_link_is_refused_and_nothing_else_is(place: Path, path: str, target: str) -> None:
+    done = fetch(Liar(["good"], {path: target}), place)
+    assert done is not None
+    assert [refused for refused, _ in done.refused] == [path]
+    assert (place / "project/runs/box-1/good").read_bytes() == b"lie"
+
+
+@pytest.mark.parametrize(
+    ("paths", "links"),
+    [
+        (["up/x"], {"up": "."}), (["a", "a/b"], {}), (["a/b", "a"], {}), (["a", "a"], {}), (["mine.txt"], {}),
+        (["folder"], {}), (["leaf"], {}), (["out"], {}), (["l"], {"l": "good"}), (["A", "a"], {}),
+    ],
+)  # fmt: skip
+def test_a_listing_that_contradicts_itself_harms_nothing(place: Path, paths: list[str], links: dict[str, str]) -> None:
+    for _ in range(3):  # what was brought by then is met again
+        fetch(Liar(paths, links), place)
+
+
+def test_what_was_sent_as_a_link_is_no_way_out_for_the_next_listing(place: Path) -> None:
+    fetch(Liar([], {"d": "folder", "d2": "d"}), place)
+    done = fetch(Liar(["d/x", "d2/x"], {"d/y": "z"}), place)
+    assert done is not None
+    assert len(done.refused) == 3
+
+
+def test_a_listing_without_end_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulling, "ENTRIES_MAX", 10)
+    with pytest.raises(errors.TooLarge, match="more than 10 outputs"):
+        pull(Liar([f"f{n}" for n in range(11)], {}), 1, "box", str(place / "project"))  # type: ignore[arg-type]
+
+
+def test_who_sends_far_more_than_was_listed_fills_no_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulling, "GROWTH", 1000)
+    box = Liar(["a"], {}, size=10)
+    box.sent, box.pieces = b"x" * 100, 1 << 40
+    done = fetch(box, place)
+    assert done is not None
+    assert done.refused == [("a", "the box sends far more than it listed")]
+    assert not [name for name in os.listdir(place / "project/runs/box-1") if name.startswith(descent.PART)]
+
+
+def test_a_disk_that_could_not_hold_it_is_told_before_it_is_full(place: Path) -> None:
+    with pytest.raises(errors.DiskFull, match="no room on this computer") as caught:
+        pull(Liar(["a"], {}, size=1 << 60), 1, "box", str(place / "project"))  # type: ignore[arg-type]
+    assert "runner pull 1" in caught.value.hint
+
+
+NAMES = st.text("ab./\\\0\n\x1b\ud800ü~", max_size=12) | st.sampled_from(["out/x", "mine.txt", "leaf", "../x"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(NAMES, max_size=5), st.dictionaries(NAMES, NAMES, max_size=5), st.integers(0, 8))
+def test_whatever_a_box_lists_stays_in_its_folder(paths: list[str], links: dict[str, str], size: int) -> None:
+    before = os.environ.get("GPUBOX_STATE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GPUBOX_STATE"] = f"{folder}-state"
+        try:
+            place = laid_out(Path(folder))
+            fetch(Liar(paths, links, size), place)
+            fetch(Liar([*links, *paths], {path: path for path in paths}, size), place)
+        finally:
+            os.environ.pop("GPUBOX_STATE")
+            if before is not None:
+                os.environ["GPUBOX_STATE"] = before
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 50_000, "[" * 100_000 + "]" * 100_000])
+def test_json_that_is_nested_without_end_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        loads(text)
+
+
+def test_a_reply_that_never_comes_to_its_point_is_no_reply() -> None:
+    class Endless:
+        def recv(self, size: int) -> bytes:
+            return b"HTTP/1.1 100 Continue\r\n\r\n" * 100
+
+        def close(self) -> None: ...
+
+    wire: Any = Endless()
+    with pytest.raises(errors.Unreachable, match="never comes to its answer"):
+        client.Connection(wire).head()
