@@ -94,14 +94,15 @@ BAD_PATHS = [
     "/etc/passwd", "/../a", "..//a", "a/b/../../../c", "\0", "a\0b", "../\0", "out/x", "out/secret", "out/a/b",
     "leaf/x", "mine.txt/x", ".runner-pull", ".runner-pull.json", ".runner-pull-1", ".runner-pull-receipt",
     ".runner-pull/x", "x" * 256, "new/" + "x" * 256, "ü" * 128, "x" * 256 + "/a", "a/" * 101 + "b", "a/" * 5000 + "b",
-    "\ud800", "a/\udfff\ud800", "\udc41/\ud9ff", "a/\ud83d", "../runs/box-2/a", "../../pyproject.toml",
+    "\ud800", "a/\udfff\ud800", "\udc41/\ud9ff", "a/\ud83d", "../runs/box-2/a",
+    ".git", ".git/config", "a/.GIT/hooks/post-checkout", "../../pyproject.toml",
 ]  # fmt: skip
 BAD_LINKS = [
     ("l", ".."), ("l", "../x"), ("l", "/"), ("l", "/etc/passwd"), ("l", ""), ("l", "a/.."), ("l", "a/../.."),
     ("l", "./../x"), ("l", "a/../../x"), ("d/l", "../.."), ("d/l", "../../x"), ("d/l", "x/../../.."), ("l", "\0"),
     ("l", "a\0b"), ("l", "x" * 5000), ("l", "\ud800"), ("\ud800", "a"), ("../l", "a"), ("/l", "a"), ("", "a"),
     ("a\0", "a"), ("out/l", "a"), ("leaf", "a"), ("out", "a"), ("mine.txt", "a"), (".runner-pull.json", "a"),
-    ("x" * 256, "a"), ("a/" * 200 + "l", "a"),
+    (".git", "a"), ("x" * 256, "a"), ("a/" * 200 + "l", "a"),
 ]  # fmt: skip
 
 

@@ -309,6 +309,8 @@ class _Folder:
         return [found.st_size, found.st_mtime_ns] if stat.S_ISREG(found.st_mode) else [-1, 0]
 
     def _enter(self, path: str, make: bool) -> tuple[int, str]:
+        if ".git" in path.lower().split("/"):
+            raise Refusal("git runs what a repository's configuration says; let the job pack it into an archive")
         return enter(self.fd, path, make)
 
     # --- bringing ---
