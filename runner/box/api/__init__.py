@@ -26,6 +26,7 @@ import runner
 from runner.box.api import box, code, data, environments, gpus, history, jobs, logs, secrets, settings, signin, tokens
 from runner.box.api.front import Front, set_words
 from runner.box.api.house import House
+from runner.box.api.routes import DESCRIBED
 from runner.box.auth import admitted
 
 __all__ = ["House", "make_app"]
@@ -42,6 +43,9 @@ class Refusal:
     hint: str
 
 
+REFUSED = {"model": Refusal, "description": "It was refused, or failed; nothing is half done."}
+
+
 def make_app(house: House | None, pages: Callable[[FastAPI], None] | None = None) -> FastAPI:
     """The application. Without a house it only describes itself. pages: adds what people look at."""
     app = FastAPI(
@@ -51,7 +55,7 @@ def make_app(house: House | None, pages: Callable[[FastAPI], None] | None = None
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(admitted)],
-        responses={"default": {"model": Refusal, "description": "It was refused, or failed; nothing is half done."}},
+        responses={"default": REFUSED} if DESCRIBED else None,
         separate_input_output_schemas=False,
         redirect_slashes=False,
     )

@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 import runner
 from runner import files, words
 from runner.box.api.house import Here, House, answer
+from runner.box.api.routes import Routes
 from runner.box.auth import Admin, Who
 from runner.box.envs import interpreter
 from runner.box.retention import Cleaning
 from runner.box.settings import public
 from runner.model import Gpu, Resources
 
-routes = APIRouter()
+routes = Routes()
 
 
 @dataclass

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
@@ -17,13 +17,14 @@ from runner import errors
 from runner.box import outputs
 from runner.box.api.house import Here, House, JobId, Key, answer
 from runner.box.api.jobs import AGAIN, submitted
+from runner.box.api.routes import Routes
 from runner.box.api.uploads import Upload
 from runner.box.auth import Who
 from runner.box.code import Receiver
 from runner.errors import Refused
 from runner.model import Principal, Submission, Submitted
 
-routes = APIRouter()
+routes = Routes()
 
 INLINE_BYTES = 4 << 20  # of contents in a bundle
 

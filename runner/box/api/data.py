@@ -9,20 +9,21 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from runner import errors, files
 from runner.box.api.code import FRAMES, Manifest, Missing, Stored, UploadKey
 from runner.box.api.house import ID_MAX, Here, House, Key, answer
+from runner.box.api.routes import Routes
 from runner.box.api.uploads import Upload
 from runner.box.auth import Admin, Who
 from runner.box.code import Receiver
 from runner.box.manifests import Manifest as Listed
 from runner.box.sets import DataSet, Lacking, Push
 
-routes = APIRouter()
+routes = Routes()
 
 Named = Annotated[str, Path(min_length=1, max_length=64)]
 PIECE = 1 << 20

@@ -10,15 +10,16 @@ import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 
 from runner import errors, files
 from runner.box.api.house import Here, House, answer
+from runner.box.api.routes import Routes
 from runner.box.auth import Admin
 from runner.box.envs import READY, Environments
 from runner.box.settings import DAY
 
-routes = APIRouter()
+routes = Routes()
 
 Named = Annotated[str, Path(min_length=1, max_length=40)]
 LOG_BYTES = 16 << 10

@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass, fields
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 
 from runner.box.api.house import Here, answer
+from runner.box.api.routes import Routes
 from runner.box.auth import Who
 from runner.model import Gpu
 
-routes = APIRouter()
+routes = Routes()
 
 Named = Annotated[str, Path(min_length=1, max_length=100)]  # an index ("0"), a UUID or its start
 

@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Depends, Query, Response
 from fastapi.responses import StreamingResponse
 
 from runner import errors
 from runner.box import exposition
 from runner.box.api.house import ID_MAX, Here, House, answer
+from runner.box.api.routes import Routes
 from runner.box.auth import Admin, Who
 from runner.box.gpus.exports import families
 from runner.box.history import Chart
@@ -24,7 +25,7 @@ from runner.box.history.charts import POINTS_MAX, Plan
 from runner.box.history.columns import HOST_KEY, KINDS
 from runner.model import Notice
 
-routes = APIRouter()
+routes = Routes()
 
 AT_ONCE = 1000  # buckets in one piece of a table
 NAMES_MAX = 2000  # characters

@@ -10,19 +10,20 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from runner import errors, words
 from runner.box import launches, listing
 from runner.box.api.house import Here, House, JobId, Key, answer, checked, expanded
+from runner.box.api.routes import Routes
 from runner.box.auth import Who
 from runner.box.store import Group
 from runner.box.submissions import command
 from runner.errors import nearest
 from runner.model import Attempt, Job, JobSpec, Principal, Submission, Submitted, Use
 
-routes = APIRouter()
+routes = Routes()
 
 FINISHED_MAX = 10_000  # in one reply; `all` streams any number
 

@@ -7,16 +7,17 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from runner import errors, words
 from runner.box import logs, outputs
 from runner.box.api.house import ID_MAX, Here, House, JobId, answer, dumps
+from runner.box.api.routes import Routes
 from runner.model import Job
 
-routes = APIRouter()
+routes = Routes()
 
 
 class _AnyPath(PathConvertor):

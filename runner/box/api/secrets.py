@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 
 from runner.box.api.house import Here, answer
+from runner.box.api.routes import Routes
 from runner.box.auth import Who
 
-routes = APIRouter()
+routes = Routes()
 
 Named = Annotated[str, Path(min_length=1, max_length=64)]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 
 from runner.box.api.house import Here, answer
+from runner.box.api.routes import Routes
 from runner.box.auth import Admin, Who
 from runner.box.choices import Setting
 
-routes = APIRouter()
+routes = Routes()
 
 Named = Annotated[str, Path(min_length=1, max_length=64)]
 

@@ -6,15 +6,16 @@ import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path, Response
+from fastapi import Body, Path, Response
 
 from runner.box import sessions
 from runner.box.api.house import Here, House, answer
+from runner.box.api.routes import Routes
 from runner.box.auth import Who
 from runner.box.sessions import Share
 from runner.errors import NotInstalled, Refused
 
-routes = APIRouter()
+routes = Routes()
 
 Named = Annotated[str, Path(min_length=1, max_length=64)]
 WEEK = 7 * 86400.0

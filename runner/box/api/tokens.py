@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 
 from runner.box.api.house import Here, House, answer
+from runner.box.api.routes import Routes
 from runner.box.auth import Who
 from runner.model import Principal, Token
 
-routes = APIRouter()
+routes = Routes()
 
 Named = Annotated[str, Path(min_length=1, max_length=100)]
 
