@@ -1,6 +1,6 @@
 """`make bench`: every figure beside its bar, as ratios against a yardstick of the same run. Gates nothing.
 
-python -m bench                 all of M1 to M7, G1 to G4, H1 to H5, L1 and the peers that are installed
+python -m bench                 all of M1 to M7, G1 to G4, H1 to H5, L1, L2 and the peers that are installed
 python -m bench submit idle     some of them
 """
 
@@ -14,6 +14,7 @@ import sys
 ALL = (
     "submit",
     "laptop",
+    "following",
     "first_line",
     "dispatch",
     "throughput",

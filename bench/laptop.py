@@ -54,7 +54,7 @@ def measure() -> list[Figure]:
     if SSHD is None or shutil.which("ssh") is None:
         print("L1 needs ssh and sshd: apt install openssh-client openssh-server")
         return []
-    with _there() as there:
+    with a_box(drained=True) as there:
         root = project_in(there.root, there.env, 1000)
         submit = there.submit()
         first = seconds(submit, there.by("direct"), root)
@@ -77,8 +77,8 @@ def measure() -> list[Figure]:
 
 
 @contextmanager
-def _there() -> Iterator[There]:
-    """BENCH_SSH names a host whose box this laptop has added, and drained; else one is made here."""
+def a_box(drained: bool) -> Iterator[There]:
+    """BENCH_SSH names a host whose box this laptop has added (and its owner drained); else one is made here."""
     if host := os.environ.get("BENCH_SSH"):
         with tempfile.TemporaryDirectory(prefix="gpubox-bench-") as root:
             env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
@@ -86,7 +86,7 @@ def _there() -> Iterator[There]:
             yield There(root, "copies", env, ssh, host, (*UPLOADS, LARGE))
         return
     with _box() as mine, _host(mine) as ssh:
-        mine.request("POST", "/box/drain", {"on": True})
+        mine.request("POST", "/box/drain", {"on": drained})
         far = {**mine.env, "XDG_CONFIG_HOME": f"{mine.root}/far"}  # the box is local for who is there, gpubox for us
         del far["GPUBOX_STATE"]
         added = [RUNNER, "box", "add", "--name", "gpubox", "--runner", _program(mine), "gpubox"]
