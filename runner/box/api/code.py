@@ -92,7 +92,12 @@ async def receive(here: Here, who: Who, request: Request, key: UploadKey = None)
     <sent>\\n<bytes>`, which zlib packed where `sent` is less. All of them are durable when this is answered; after a
     cut the next question says what need not be sent again. Upload-Key: the Idempotency-Key of the question."""
     _may_send(who)
-    upload = Upload(Receiver(here.blobs, here.daemon.settings.upload_bytes), here.call)
+    return await taken(here, who, request, key, Receiver(here.blobs, here.daemon.settings.upload_bytes))
+
+
+async def taken(here: House, who: Principal, request: Request, key: str | None, receiver: Receiver) -> Response:
+    """The contents that a request brings, durable when this is answered."""
+    upload = Upload(receiver, here.call)
     try:
         with here.upload(who.uid, key, upload):
             async for piece in request.stream():

@@ -11,13 +11,11 @@ from typing import Annotated
 
 from fastapi import Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.requests import ClientDisconnect
 
 from runner import errors, files
-from runner.box.api.code import FRAMES, Manifest, Missing, Stored, UploadKey
+from runner.box.api.code import FRAMES, Manifest, Missing, Stored, UploadKey, taken
 from runner.box.api.house import ID_MAX, Here, House, Key, answer
 from runner.box.api.routes import Routes
-from runner.box.api.uploads import Upload
 from runner.box.auth import Admin, Who
 from runner.box.code import Receiver
 from runner.box.manifests import Manifest as Listed
@@ -58,18 +56,8 @@ async def sets(here: Here) -> Response:
 async def receive(here: Here, who: Who, request: Request, key: UploadKey = None) -> Response:
     """Contents of a set, and its list, as for POST /blobs."""
     free, _ = files.disk_room(here.sets.directory)
-    upload = Upload(Receiver(here.sets.blobs, max(0, free - here.daemon.settings.free_bytes)), here.call)
-    try:
-        with here.upload(who.uid, key, upload):
-            async for piece in request.stream():
-                await upload.take(piece)
-            stored = await upload.close()
-    except ClientDisconnect:
-        await upload.keep()
-        raise
-    finally:
-        await upload.end()
-    return answer({"stored": stored})
+    room = max(0, free - here.daemon.settings.free_bytes)
+    return await taken(here, who, request, key, Receiver(here.sets.blobs, room))
 
 
 @routes.put(
