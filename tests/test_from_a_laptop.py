@@ -134,8 +134,10 @@ def test_a_secret_is_its_owners_and_root_keeps_it(owner: Owner, laptop: Laptop) 
     assert modes == ["700", "root", "700", "root", "600", "root"]
     search = 'read -r what; journalctl --output export | grep --text --count --fixed-strings "$what" || true'
     assert owner.host.run(search, text=f"{canary}\n") == "0\n"
-    inside = laptop.call("exec", "--box", "ada", "1", "sh", "-c", "id -un; echo $RUNNER_JOB_ID; command -v python3")
-    assert inside.stdout.split()[:2] == ["ada", "1"], inside.stderr
+    mine = laptop.run("submit", "-d", "--box", "ada", "--no-files", "--base", "--", "true").strip()
+    laptop.run("wait", "--box", "ada", mine)
+    inside = laptop.call("exec", "--box", "ada", mine, "sh", "-c", "id -un; echo $RUNNER_JOB_ID; command -v python3")
+    assert inside.stdout.split()[:2] == ["ada", mine], inside.stderr
     assert "not yours to enter" in inside.stderr
     laptop.run("secret", "remove", "--box", "ada", "KEY")
 
