@@ -6,11 +6,13 @@ import itertools
 import os
 import random
 import shutil
+import socket
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.common import Box, Figure, cpu_seconds
@@ -32,7 +34,8 @@ MIB = 1 << 20
 
 
 def measure() -> Iterator[Figure]:
-    yield _watching()
+    yield _watching(0, 0.7)
+    yield _watching(5, 2.0)
     yield from _a_day()
     yield from _a_year()
 
@@ -40,8 +43,8 @@ def measure() -> Iterator[Figure]:
 # --- watching ------------------------------------------------------------------------------------------------------
 
 
-def _watching() -> Figure:
-    """The daemon, its collector and the parent of supervisors, with 8 busy GPUs and nobody who looks."""
+def _watching(viewers: int, bar: float) -> Figure:
+    """The daemon, its collector and the parent of supervisors, with 8 busy GPUs. viewers: as pages listen."""
     mine = Box()
     try:
         fake = fake_of(mine, ["3090", "4090"] * 4)
@@ -50,12 +53,29 @@ def _watching() -> Figure:
         mine.start()
         time.sleep(5)
         pids = mine.processes()
-        before = cpu_seconds(pids)
-        time.sleep(SECONDS)
-        used = (cpu_seconds(pids) - before) * 60 / SECONDS
-        return Figure("H1 watching 8 GPUs, no viewer, CPU per minute", used, "s", 0.7, note=f"{len(pids)} processes")
+        with ExitStack() as closing:
+            for _ in range(viewers):
+                closing.enter_context(_viewer(mine))
+            before = cpu_seconds(pids)
+            time.sleep(SECONDS)
+            used = (cpu_seconds(pids) - before) * 60 / SECONDS
+        name = f"H1 watching 8 GPUs, {viewers or 'no'} viewer{'s' * (viewers > 1)}, CPU per minute"
+        return Figure(name, used, "s", bar, note=f"{len(pids)} processes")
     finally:
         mine.close()
+
+
+@contextmanager
+def _viewer(mine: Box) -> Iterator[None]:
+    """Somebody who takes what the Overview's stream says."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(mine.socket)
+        link.sendall(b"GET /api/v1/live HTTP/1.1\r\nHost: box\r\n\r\n")
+        taken = threading.Thread(target=lambda: all(iter(lambda: link.recv(1 << 16), b"")), daemon=True)
+        taken.start()
+        yield
+        link.shutdown(socket.SHUT_RDWR)
+        taken.join()
 
 
 # --- a day ---------------------------------------------------------------------------------------------------------
