@@ -16,9 +16,11 @@ CANARY = "canary-4711"
 URL = f"http://ada:{CANARY}@127.0.0.1:9"
 
 
-def secrets() -> list[str]:
-    """Every variable that its specification calls secret."""
-    return sorted({name for role in ROLES for name, option in specs(role).items() if option.get("no_log")})
+def secrets() -> dict[str, object]:
+    """Every variable that its specification calls secret, with one in it."""
+    found = {name: option for role in ROLES for name, option in specs(role).items() if option.get("no_log")}
+    hook = {"webhook": f"http://127.0.0.1:9/{CANARY}"}
+    return {name: hook if option.get("type") == "dict" else URL for name, option in found.items()}
 
 
 @pytest.mark.box
@@ -31,7 +33,7 @@ def test_a_secret_is_nowhere(
     host = owner.host
     host.run("sudo tee --append /etc/environment", text=f"ftp_proxy={URL}\n")
     owner.setup()  # what is fetched is fetched: these proxies lead nowhere
-    given = {**dict.fromkeys(secrets(), URL), "ansible_become_password": CANARY, "gpubox_name": "attic"}
+    given = {**secrets(), "ansible_become_password": CANARY, "gpubox_name": "attic"}
     path = tmp_path / "secrets.json"
     path.write_text(json.dumps(given))
     monkeypatch.setenv("ftp_proxy", URL)
