@@ -17,7 +17,7 @@ MARKED = {
     "browser": (100.0, "needs a browser"),
     "coverage": (80.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
-    "long": (240.0, "takes many seconds a test"),
+    "long": (290.0, "takes many seconds a test"),
 }
 # Marker -> why not even CI runs it.
 NOWHERE = {
@@ -27,12 +27,10 @@ NOWHERE = {
 FILES = {
     "api": 15.0,
     "auth": 8.0,
-    "budget": 8.0,
     "cli": 10.0,
     "client": 4.0,
     "collector": 20.0,
     "containers": 5.0,
-    "crash_pairs": 10.0,
     "daemon": 12.0,
     "dashboard": 5.0,
     "demo": 4.0,
@@ -40,7 +38,6 @@ FILES = {
     "envs": 12.0,
     "fake_nvml": 5.0,
     "history": 5.0,
-    "https": 12.0,
     "main_job": 45.0,
     "notify": 4.0,
     "phone": 4.0,
@@ -50,7 +47,6 @@ FILES = {
     "queue_machine": 4.0,
     "retention": 4.0,
     "schedule": 10.0,
-    "simulation": 15.0,
     "snapshot": 6.0,
     "store": 4.0,
     "supervisor": 20.0,

@@ -11,6 +11,8 @@ from pathlib import Path
 import budget
 import pytest
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).resolve().parent
 TESTS = """\
 import time

@@ -32,6 +32,7 @@ def _faults(outcomes: list[Outcome]) -> str:
     return "\n".join(f"{outcome.scenario} ({outcome.ends})\n    " + "\n    ".join(outcome.faults) for outcome in bad)
 
 
+@pytest.mark.long
 def test_a_few_pairs_of_deaths_do_no_harm() -> None:
     scenarios = everything()
     some = scenarios[:: len(scenarios) // A_FEW + 1]

@@ -25,6 +25,8 @@ from runner.box import porch, settings
 from runner.box.certificate import Certificate, fingerprint
 from runner.errors import BadSettings, StateDamaged
 
+pytestmark = pytest.mark.long
+
 # --- the certificate ---
 
 

@@ -21,6 +21,9 @@ from runner.box.gpus.cards import Cards
 from runner.box.gpus.placement import Card, Slots
 
 SOME, MANY = 200, 10_000
+
+pytestmark = pytest.mark.long
+
 TRIES = 60  # histories in which a fault must show
 
 
