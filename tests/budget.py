@@ -17,7 +17,7 @@ MARKED = {
     "browser": (100.0, "needs a browser"),
     "coverage": (80.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
-    "long": (290.0, "takes many seconds a test"),
+    "long": (310.0, "takes many seconds a test"),
 }
 # Marker -> why not even CI runs it.
 NOWHERE = {
@@ -29,11 +29,8 @@ FILES = {
     "auth": 8.0,
     "cli": 10.0,
     "client": 4.0,
-    "collector": 20.0,
-    "containers": 5.0,
     "daemon": 12.0,
     "dashboard": 5.0,
-    "demo": 4.0,
     "engines": 15.0,
     "envs": 12.0,
     "fake_nvml": 5.0,

@@ -25,6 +25,8 @@ from runner.box.gpus.collector import Turn, following
 from runner.box.gpus.frames import Frame, Probe, Trouble, parse
 from runner.box.gpus.pulse import pulse
 
+pytestmark = pytest.mark.long
+
 GIB = 1 << 30
 PACE = 10  # seconds of the collector in one of ours
 HOT = {

@@ -14,6 +14,8 @@ import yaml
 from machines import Machine, gpubox_decision
 from test_playbooks import PLAYBOOKS, ansible
 
+pytestmark = pytest.mark.long
+
 DEFAULTS = {"ip": "127.0.0.1", "features": {"cdi": True}}
 
 

@@ -25,6 +25,8 @@ from runner.box.demo.physics import Card
 from runner.box.demo.script import Holder, Slot
 from runner.model import Exit
 
+pytestmark = pytest.mark.long
+
 # --- physics ---------------------------------------------------------------------------------------------------------
 
 
