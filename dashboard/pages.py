@@ -258,7 +258,7 @@ class Pages:
         await house.gpus_known()
         uuid = house.daemon.gpus.named(name)
         live = cards(house, guest(request.scope))
-        gpu = next(each for each in house.daemon.gpus.view(time.time()) if each.uuid == uuid)
+        gpu = house.daemon.gpus.one(uuid, time.time())
         live["gpus"] = [card for card in live["gpus"] if card["uuid"] == uuid]
         values = {"gpu": gpu, "sample": gpu.sample, "live": live, "may": may(request.scope)}
         return render.page("gpu.html", {**values, **self._base(request.scope, "gpu")})

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from runner import errors
 from runner.cli import data as command
-from runner.laptop import boxes, client, fetch, folder, push, snapshot
+from runner.laptop import boxes, client, fetch, folder, push, snapshot, upload
 from runner.laptop.addresses import Address
 from runner.laptop.fetch import Fetched
 from runner.laptop.folder import Folder
@@ -194,7 +194,7 @@ def test_a_set_goes_there_is_read_and_comes_back(
 def test_cut_at_random_bytes_nothing_is_lost_and_little_sent_again(
     way: str, box: tuple[wire.Box, dict[str, Any]], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (client, push, fetch):
+    for module in (client, upload, fetch):
         monkeypatch.setattr(module, "PAUSES", (0.0,) * 20)
     chance = random.Random(3)
     for path in root.rglob("*.bin"):

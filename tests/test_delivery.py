@@ -182,7 +182,7 @@ def test_what_shrinks_is_packed_on_the_way_and_whole_at_the_box(box: wire.Box, r
 def test_an_upload_that_is_cut_a_hundred_times_arrives_whole_and_once(
     box: wire.Box, relay: Relay, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "PAUSES", (0.0,) * 20)
+    monkeypatch.setattr(upload, "PAUSES", (0.0,) * 20)
     monkeypatch.setattr(client, "PAUSES", (0.0,) * 20)
     text = b"".join(b"%d\n" % NOISE.randrange(10**12) for _ in range(200_000))
     put(project, "noise", NOISE.randbytes(7_000_000))

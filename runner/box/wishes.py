@@ -188,14 +188,14 @@ class Wishes:
         uuid = self._daemon.gpus.named(name)
         self._daemon.gpus.drain(uuid, on)
         self._wake()
-        return next(gpu for gpu in self._daemon.gpus.view(time.time()) if gpu.uuid == uuid)
+        return self._daemon.gpus.one(uuid, time.time())
 
     def forget_gpu(self, who: Principal, name: str) -> None:
         """A GPU was taken out of the box for good."""
         self._owns(who, "have the box forget a GPU")
         gpus = self._daemon.gpus
         uuid = gpus.named(name)
-        gpu = next(gpu for gpu in gpus.view(time.time()) if gpu.uuid == uuid)
+        gpu = gpus.one(uuid, time.time())
         label = gpus.cards.label(uuid)
         if gpu.jobs:
             raise Busy(f"{label} has {placement.jobs(gpu.jobs)}", "wait for them, or cancel them")

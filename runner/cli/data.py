@@ -9,7 +9,7 @@ import time
 from runner import errors
 from runner.cli import options, output
 from runner.laptop import boxes
-from runner.laptop.client import quote
+from runner.laptop.client import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def data(arguments: list[str]) -> int:
 
 
 def _path(name: str) -> str:
-    return f"/data/{quote(name).replace('/', '%2F')}"
+    return f"/data/{segment(name)}"
 
 
 def _list(given: Given, api: Client, _: list[str]) -> int:

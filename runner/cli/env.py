@@ -7,7 +7,7 @@ import time
 from runner import errors
 from runner.cli import options, output, values
 from runner.laptop import boxes
-from runner.laptop.client import quote
+from runner.laptop.client import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _ago(at: float) -> str:
 def _show(given: Given, api: Client, typed: list[str]) -> int:
     if len(typed) != 1:
         raise errors.BadRequest("runner env show needs one id", "`runner env list` shows them")
-    found = api.get(f"/environments/{quote(typed[0]).replace('/', '%2F')}")
+    found = api.get(f"/environments/{segment(typed[0])}")
     if "--json" in given:
         output.json(found)
         return 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from runner import errors
 from runner.cli import logs, options, output, values
 from runner.laptop import awaited, boxes
@@ -41,8 +39,7 @@ def pull(arguments: list[str]) -> int:
 
     given = options.parse(PULL, arguments)
     to = given.get("--to")
-    if to is not None and not os.path.isdir(to):
-        raise errors.NotFound(f"--to {to}: there is no such folder", f"mkdir -p {to}")
+    place = None if to is None else values.folder("--to", to)
     api = boxes.open_box(given.get("--box"))
     if given.words:
         jobs = api.get(f"/jobs?ids={values.query(values.jobs(given.words, 'runner pull'))}")["jobs"]
@@ -51,8 +48,8 @@ def pull(arguments: list[str]) -> int:
     brought = []
     left = set()  # groups of which there may be more
     for job in jobs:
-        place = os.path.abspath(to) if to else awaited.to(api.box, str(job.get("group") or job["id"]))
-        pulled = bring(api, int(job["id"]), api.box, str(job.get("project") or ""), place)
+        meant = place or awaited.meant(api.box, str(job.get("group") or job["id"]))[0]
+        pulled = bring(api, int(job["id"]), api.box, str(job.get("project") or ""), meant)
         brought.append(_as_json(int(job["id"]), pulled))
         if not pulled.complete:
             left.add(job.get("group"))

@@ -8,7 +8,7 @@ import time
 from runner import errors
 from runner.cli import options, output
 from runner.laptop import boxes
-from runner.laptop.client import new_key, quote
+from runner.laptop.client import new_key, segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,4 +110,4 @@ def _remove(given: Given, names: list[str]) -> int:
 
 
 def _path(name: str) -> str:
-    return f"/secrets/{quote(name).replace('/', '%2F')}"
+    return f"/secrets/{segment(name)}"

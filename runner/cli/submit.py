@@ -345,13 +345,10 @@ def _after(given: Given, api: Client) -> list[dict[str, Any]]:
 
 
 def _check_pull(given: Given) -> None:
-    to = given.get("--pull-to")
-    if to is None:
-        return
-    if "--no-pull" in given:
+    if "--no-pull" in given and "--pull-to" in given:
         raise errors.BadRequest("--no-pull and --pull-to do not go together", "keep one of them")
-    if not os.path.isdir(to or "."):
-        raise errors.NotFound(f"--pull-to {to}: there is no such folder", f"mkdir -p {to}")
+    if to := given.get("--pull-to"):
+        values.folder("--pull-to", to)
 
 
 # --- sending it ------------------------------------------------------------------------------------------------------

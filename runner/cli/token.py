@@ -7,7 +7,7 @@ import time
 from runner import errors, words
 from runner.cli import options, output, values
 from runner.laptop import boxes
-from runner.laptop.client import quote
+from runner.laptop.client import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,5 +114,5 @@ def _revoke(given: Given, ids: list[str]) -> int:
 
 
 def revoke(api: Client, named: str) -> list[str]:
-    over: list[str] = api.request("DELETE", f"/tokens/{quote(named).replace('/', '%2F')}")[2]["revoked"]
+    over: list[str] = api.request("DELETE", f"/tokens/{segment(named)}")[2]["revoked"]
     return over

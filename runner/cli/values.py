@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from runner import errors, words
 
 TYPE_CHECKING = False
@@ -78,6 +80,13 @@ def size(option: str, text: str, least: int = 0) -> int:
         hint = "" if unit else f"for gibibytes write {text}G"
         raise errors.BadRequest(f"{option} {text} is {size_bytes} bytes", hint)
     return size_bytes
+
+
+def folder(option: str, text: str) -> str:
+    """One that is there, by its whole path."""
+    if not os.path.isdir(text):
+        raise errors.NotFound(f"{option} {text}: there is no such folder", f"mkdir -p {text}")
+    return os.path.abspath(text)
 
 
 def choice(option: str, text: str, known: tuple[str, ...]) -> str:

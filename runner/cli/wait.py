@@ -141,7 +141,7 @@ class _Watch:
 
     def __init__(self, api: Client, group: str, pull: bool) -> None:
         self.api, self.group, self.pull = api, group, pull
-        self.to, self.project = awaited.to(api.box, group), awaited.project(api.box, group)
+        self.to, self.project = awaited.meant(api.box, group)
         self.left: dict[int, None] | None = None  # the jobs that have not ended, in order
         self.codes: dict[int, int] = {}  # of those that did not succeed
         self.states: dict[str, None] = {}  # theirs

@@ -54,18 +54,19 @@ def all_of() -> dict[str, dict[str, str]]:
     for entry in names:
         box, colon, name = entry.rpartition(":")
         if colon:
-            found.setdefault(box, {})[name] = to(box, name)
+            found.setdefault(box, {})[name] = meant(box, name)[0]
     return found
 
 
-def to(box: str, name: str) -> str:
-    """The folder that is meant for the outputs of an awaited job or group, or \"\"."""
-    return _read(box, name, "to")
-
-
-def project(box: str, name: str) -> str:
-    """The folder that it was submitted from, or \"\". What a box says about that is only its word."""
-    return _read(box, name, "project")
+def meant(box: str, name: str) -> tuple[str, str]:
+    """(the folder that is meant for the outputs of an awaited job or group, the one that it was submitted from); each
+    may be \"\". What a box says about the second is only its word."""
+    try:
+        with open(f"{_folder()}/{box}:{name}", "rb") as file:
+            told = loads(file.read().decode())
+        return str(told["to"]), str(told["project"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
 
 
 def send(names: list[str]) -> None:
@@ -118,14 +119,6 @@ def news() -> list[str]:
 
 def _folder() -> str:
     return paths.state_dir().awaited
-
-
-def _read(box: str, name: str, key: str) -> str:
-    try:
-        with open(f"{_folder()}/{box}:{name}", "rb") as file:
-            return str(loads(file.read().decode())[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _write(path: str, told: dict[str, str]) -> None:

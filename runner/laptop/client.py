@@ -53,6 +53,11 @@ def quote(path: str) -> str:
     return "".join(chr(b) if 32 < b < 127 and b not in QUOTED else f"%{b:02X}" for b in data)
 
 
+def segment(name: str) -> str:
+    """One path segment for a URL, whatever is in the name."""
+    return quote(name).replace("/", "%2F")
+
+
 class Reply:
     """The head of a reply, and its body as an iterator of pieces."""
 

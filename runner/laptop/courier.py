@@ -38,7 +38,8 @@ def _visit(box: str, names: dict[str, str]) -> None:
         for name in names:
             awaited.forget(box, name)
         return
-    for name, to in names.items():
+    for name in names:
+        to, project = awaited.meant(box, name)
         try:
             jobs = api.get(f"/jobs?ids={name}")["jobs"]
         except errors.NotFound:
@@ -46,7 +47,7 @@ def _visit(box: str, names: dict[str, str]) -> None:
         try:
             for job in jobs:
                 if job["state"] in words.FINISHED and job["fetched_at"] is None:
-                    _bring(api, job, to, awaited.project(box, name))
+                    _bring(api, job, to, project)
         except errors.Unreachable:
             raise
         except errors.Problem as problem:  # told once: then it is for somebody to look at

@@ -11,14 +11,13 @@ A box that has no /bundles yet is asked as its time did: POST /snapshots, /blobs
 from __future__ import annotations
 
 import os
-import time
 
 from runner import errors
-from runner.laptop import hashes, snapshot
+from runner.laptop import hashes, snapshot, upload
 from runner.laptop.addresses import DEMO, LOCAL
-from runner.laptop.client import PAUSES, Lost
 from runner.laptop.git import shown
 from runner.laptop.light import dumps
+from runner.laptop.upload import Changed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,14 +28,6 @@ if TYPE_CHECKING:
 
 TRIES = hashes.TRIES
 INLINE_BYTES = 64 << 10  # contents up to here go along unasked: less than a question costs on most ways
-
-
-class Changed(Exception):
-    """A file is no longer what the snapshot says."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
 
 
 def deliver(api: Client, body: dict[str, Any], snap: Snapshot, key: str) -> tuple[dict[str, Any], Snapshot]:
@@ -90,8 +81,6 @@ class Delivery:
 
     def _bundle(self, news: dict[str, Any], contents: dict[str, bytes]) -> dict[str, Any]:
         """A job, or {missing, held}."""
-        from runner.laptop import upload
-
         said, changes = dumps(self.body).encode(), dumps(news).encode()
         frames = b"".join(upload.frame(sha, data, self.packs) for sha, data in contents.items())
         bundle = b"%d %d\n%b%b%b" % (len(said), len(changes), said, changes, frames)
@@ -119,40 +108,17 @@ class Delivery:
 
     def _complete(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Upload what is missing, however often the connection is cut, and submit."""
-        least, idle = 1 << 62, 0
-        while True:
-            left = self._left(answer)
-            least, idle = (left, 0) if left < least else (least, idle + 1)
-            trouble: errors.Problem | None = None
-            try:
-                self._upload(answer["missing"], answer["held"])
-                return self._submit()
-            except errors.SnapshotUnknown as lost:  # between the upload and the submission
-                trouble = lost
-            except Lost as cut:
-                trouble = cut
-                time.sleep(PAUSES[min(idle, len(PAUSES) - 1)])
-            except errors.BadData as wrong:
-                if not answer["held"]:
-                    raise
-                trouble = wrong  # perhaps with what was held: then it is no more
-            if idle >= len(PAUSES):
-                raise trouble
-            answer = self._known()
-            if "missing" not in answer:
-                return answer
-
-    def _left(self, answer: dict[str, Any]) -> int:
+        tries = upload.Tries()
         sizes = {sha: size for _, size, sha in self.snapshot.parts["files"].values()}
-        try:
-            whole: int = sum(sizes[sha] + 1 for sha in answer["missing"])
-            return whole - int(sum(answer["held"].values()))
-        except KeyError as error:
-            raise errors.BadData(f"the box asks for what is not ours: {error}", "see `runner doctor`") from None
+        while "missing" in answer:
+            answer = tries.go(upload.left(sizes, answer), answer, self._send) or self._known()
+        return answer
+
+    def _send(self, missing: list[str], held: dict[str, int]) -> dict[str, Any]:
+        self._upload(missing, held)
+        return self._submit()
 
     def _upload(self, missing: list[str], held: dict[str, int], plain: bool = False) -> None:
-        from runner.laptop import upload
-
         stream = upload.Stream(self.snapshot, missing, held, self.packs and not plain, plain)
         headers = {"Content-Type": "application/octet-stream", "Upload-Key": self.key["Idempotency-Key"]}
         try:

@@ -15,7 +15,7 @@ import time
 
 from runner import errors
 from runner.laptop import hashes, index, snapshot
-from runner.laptop.client import PAUSES, Lost, quote
+from runner.laptop.client import PAUSES, Lost, segment
 from runner.laptop.descent import PART, Refusal, enter, inside, readlink
 from runner.laptop.git import shown
 
@@ -70,7 +70,7 @@ def fetch(api: Client, name: str, target: str, told: Told = lambda done, whole: 
 
 def _listed(api: Client, name: str) -> tuple[str, dict[str, Any]]:
     """(the version, its list): the sha256 of the one is the other."""
-    data = _whole(api, f"/data/{quote(name).replace('/', '%2F')}/files")
+    data = _whole(api, f"/data/{segment(name)}/files")
     listed = snapshot.read_manifest(data)
     try:
         check(listed)
@@ -117,7 +117,7 @@ class _Here:
 
     def __init__(self, api: Client, name: str, version: str, done: Fetched, told: Told) -> None:
         self.api, self.done, self.told = api, done, told
-        self.source = f"/data/{quote(name).replace('/', '%2F')}/contents?id={version}"
+        self.source = f"/data/{segment(name)}/contents?id={version}"
         self.began = time.time_ns()
         self.key = f"fetch:{os.path.realpath(done.folder)}"
         self.whole = self.came = 0  # bytes to fetch, and fetched

@@ -6,14 +6,13 @@ POST /data/blobs    some of it (the whole list, too, is a content). Durable when
 
 from __future__ import annotations
 
-import time
-
 from runner import errors
 from runner.laptop import hashes, upload
 from runner.laptop.addresses import DEMO, LOCAL
-from runner.laptop.client import PAUSES, Lost, new_key, quote
+from runner.laptop.client import new_key, segment
 from runner.laptop.folder import Folder
 from runner.laptop.git import shown
+from runner.laptop.upload import Changed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,14 +25,6 @@ if TYPE_CHECKING:
 BATCH_BYTES, BATCH_FILES = 1 << 30, 20_000  # of one stream: so much a crash of the box may lose
 PATIENCE = 900.0  # seconds for a reply: a box reads again what it has of a long file, and lays out what is new
 LIST = 1 << 60  # more than any set: while its list is missing, all of it is
-
-
-class Changed(Exception):
-    """A file is no longer what the list says."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
 
 
 def push(api: Client, root: str, name: str, reading: Told, sending: Told) -> tuple[dict[str, Any], Folder, int]:
@@ -59,7 +50,7 @@ class Push:
     def __init__(self, api: Client, name: str, folder: Folder, told: Told) -> None:
         self.api, self.folder, self.told = api, folder, told
         api.patience = PATIENCE
-        self.path = f"/data/{quote(name).replace('/', '%2F')}"
+        self.path = f"/data/{segment(name)}"
         self.key = new_key()
         self.packs = api.box not in (LOCAL, DEMO)  # nothing is gained on one computer
         self.sizes = {sha: size for _, size, sha in folder.parts["files"].values()}
@@ -67,24 +58,12 @@ class Push:
 
     def run(self) -> dict[str, Any]:
         answer = self._ask(self.folder.changes())
-        least, idle = LIST << 1, 0
+        tries = upload.Tries()
         while "missing" in answer:
-            left = self._left(answer)
+            left = LIST if answer["missing"] == [self.folder.id] else upload.left(self.sizes, answer)
             if not self.sent and left < LIST:
                 self.sent = left - len(answer["missing"])
-            least, idle = (left, 0) if left < least else (least, idle + 1)
-            trouble: errors.Problem = errors.BadData("the box asks again for what was sent", "see `runner doctor`")
-            try:
-                self._send(answer["missing"], answer["held"])
-            except Lost as cut:
-                trouble = cut
-                time.sleep(PAUSES[min(idle, len(PAUSES) - 1)])
-            except errors.BadData as wrong:
-                if not answer["held"]:
-                    raise
-                trouble = wrong  # perhaps with what was held: then it is no more
-            if idle >= len(PAUSES):
-                raise trouble
+            tries.go(left, answer, self._send)
             answer = self._ask(None)
         self.folder.remember()
         return answer
@@ -100,15 +79,6 @@ class Push:
                 raise
             return self._ask(None)
         return answer
-
-    def _left(self, answer: dict[str, Any]) -> int:
-        if answer["missing"] == [self.folder.id]:
-            return LIST
-        try:
-            whole: int = sum(self.sizes[sha] + 1 for sha in answer["missing"])
-            return whole - int(sum(answer["held"].values()))
-        except KeyError as error:
-            raise errors.BadData(f"the box asks for what is not ours: {error}", "see `runner doctor`") from None
 
     def _send(self, missing: list[str], held: dict[str, int]) -> None:
         if missing == [self.folder.id]:

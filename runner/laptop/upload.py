@@ -7,12 +7,15 @@ import time
 
 from runner import errors
 from runner.laptop import hashes
+from runner.laptop.client import PAUSES, Lost
 from runner.laptop.git import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from typing import NoReturn
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any, NoReturn
+
+    Send = Callable[[list[str], dict[str, int]], dict[str, Any] | None]  # what is missing, what is held of it
 
     from runner.laptop.folder import Folder
     from runner.laptop.snapshot import Snapshot
@@ -23,6 +26,50 @@ WORTH = 4 << 10  # shorter contents are sent as they are
 SHRINKS = 0.8  # packed only where a sample becomes at most this much of itself
 LEVEL = 1
 WINDOW = 16 << 20  # bytes after which what was measured counts half
+
+
+class Changed(Exception):
+    """A file is no longer what was said of it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+class Tries:
+    """However often an upload is cut, it goes on while something arrives."""
+
+    def __init__(self) -> None:
+        self._least, self._idle = 1 << 62, 0  # bytes left, at best; tries that brought nothing, in a row
+
+    def go(self, left: int, asked: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        """What `send` returns. None: ask the box again what it lacks. asked: as it said it. left: bytes of that."""
+        self._least, self._idle = (left, 0) if left < self._least else (self._least, self._idle + 1)
+        trouble: errors.Problem = errors.BadData("the box asks again for what was sent", "see `runner doctor`")
+        answer = None
+        try:
+            answer = send(asked["missing"], asked["held"])
+        except errors.SnapshotUnknown as lost:  # between the upload and the submission
+            trouble = lost
+        except Lost as cut:
+            trouble = cut
+            time.sleep(PAUSES[min(self._idle, len(PAUSES) - 1)])
+        except errors.BadData as wrong:
+            if not asked["held"]:
+                raise
+            trouble = wrong  # perhaps with what was held: then it is no more
+        if answer is None and self._idle >= len(PAUSES):
+            raise trouble
+        return answer
+
+
+def left(sizes: Mapping[str, int], answer: dict[str, Any]) -> int:
+    """Bytes that a box lacks, by what it says; each content counts one more. sizes: of all, by their hashes."""
+    try:
+        whole = sum(sizes[sha] + 1 for sha in answer["missing"])
+        return whole - int(sum(answer["held"].values()))
+    except KeyError as error:
+        raise errors.BadData(f"the box asks for what is not ours: {error}", "see `runner doctor`") from None
 
 
 def frame(sha: str, data: bytes, packs: bool) -> bytes:

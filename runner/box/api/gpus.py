@@ -62,7 +62,7 @@ async def traffic(here: Here, name: Named) -> Response:
     rack = here.daemon.gpus
     uuid = rack.named(name)
     rack.look_closely(uuid)
-    seen = next(gpu for gpu in rack.view(time.time()) if gpu.uuid == uuid)
+    seen = rack.one(uuid, time.time())
     known = [each.name for each in fields(Traffic) if each.name != "absent"]
     absent = {field: why for field, why in seen.absent.items() if field in known}
     return answer({field: getattr(seen.sample, field, None) for field in known} | {"absent": absent})

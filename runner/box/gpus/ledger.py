@@ -128,7 +128,9 @@ class Ledger:
         if step.joules is not None and step.seconds:
             joules = step.joules * share * seen / step.seconds
             self._charge(account.use, joules, step.at)
-            account.watts = (_drawn(step) or 0.0) * share  # not of the step: that may hold what a gap had used
+            account.watts = (
+                _drawn(step, step.joules / step.seconds) * share
+            )  # not of the step: that may hold what a gap had used
             account.caught += joules
         if account.before is not None:
             self._catch_up(account, step, share)
@@ -209,12 +211,10 @@ class Ledger:
         return use
 
 
-def _drawn(step: Step) -> float | None:
-    """Watts at the reading; of a card that only counts, those of the step."""
+def _drawn(step: Step, mean: float) -> float:
+    """Watts at the reading; of a card that only counts, the mean of the step."""
     said = step.reading.sample.get("power_watts") if step.reading is not None else None
-    if isinstance(said, float):
-        return said
-    return step.joules / step.seconds if step.joules is not None and step.seconds else None
+    return said if isinstance(said, float) else mean
 
 
 def _shares(step: Step, holders: Sequence[Job]) -> Iterable[tuple[Job, float, float | None]]:

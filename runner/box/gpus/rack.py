@@ -304,6 +304,10 @@ class Rack:
     def view(self, now: float) -> list[Gpu]:
         return self.cards.view(self.ours.active.values(), self.words(now), now)
 
+    def one(self, uuid: str, now: float) -> Gpu:
+        """That which `named` gave."""
+        return next(gpu for gpu in self.view(now) if gpu.uuid == uuid)
+
     def silence(self, now: float) -> str | None:
         """Why nothing is known of the GPUs; None: all is well."""
         return self.words(now)
