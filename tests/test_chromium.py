@@ -673,6 +673,7 @@ def test_who_came_by_a_link_sees_pages_without_doors(chromium: Browser, demo: De
         assert visit.trouble() == [], path
         page.screenshot(path=SHOTS / f"shared-{path.strip('/').replace('/', '-') or 'overview'}-390-dark.png")
     page.wait_for_selector(".chart canvas")
+    visit.until("document.querySelector('[data-traffic]').textContent.endsWith('MB/s')")
     assert visit.quiet(), visit.said
     visit.go("/jobs/78")
     assert "does not show that" in (page.text_content("main") or "")

@@ -225,10 +225,13 @@ def test_the_dashboards_own_port_takes_no_tokens(gate: Members) -> None:
         gate.admit({"client": browser(("127.0.0.1", 5)), "method": "GET", "headers": headers})
 
 
+OF_A_GPU_PAGE = ("/api/v1/history", "/api/v1/gpus/0/traffic")  # what its scripts ask for
+
+
 def test_who_came_by_a_link_sees_little_and_changes_nothing(gate: Members) -> None:
     code, _ = gate.sessions.share(ANN, 7480, "", 3600.0, time.time())
     cookie = gate.sessions.enter(code, time.time())
-    for path in (*auth.OPEN_TO_SHARES, "/gpus/0"):
+    for path in ("/", "/part/work", "/queue", "/live", "/gpus/0", *OF_A_GPU_PAGE, auth.SIGN_OUT):
         assert at_the_gate(gate, cookie, path=path).role == "read"
         if path != auth.SIGN_OUT:
             with pytest.raises(errors.Refused):
@@ -242,6 +245,10 @@ def test_who_came_by_a_link_sees_little_and_changes_nothing(gate: Members) -> No
         "/api/v1/jobs",
         "/api/v1/logs/1",
         "/api/v1/gpus",
+        "/api/v1/gpus/0/processes",
+        "/api/v1/gpus/0/drain/traffic",
+        "/gpus/0/",
+        "/\n",
         "//",
         "/x",
     ):

@@ -11,6 +11,7 @@ import functools
 import grp
 import os
 import pwd
+import re
 import socket
 import struct
 import time
@@ -34,8 +35,9 @@ _PAGE = "page:"  # nor like this
 _LOOKS = ("GET", "HEAD")
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"  # whoever is in may leave
 # All that who came by a link for others may ask for; what is in it for them, the pages know.
-OPEN_TO_SHARES = ("/", "/part/work", "/queue", "/live", "/api/v1/history", SIGN_OUT)
-OPEN_BELOW = "/gpus/"
+OPEN_TO_SHARES = re.compile(
+    rf"/|/part/work|/queue|/live|/gpus/[^/]+|/api/v1/history|/api/v1/gpus/[^/]+/traffic|{SIGN_OUT}"
+)
 ACCOUNT_SECONDS = 2.0  # the name of an account is believed so long: each request asks, and NSS may be slow
 WHO = "gpubox.who"  # in an ASGI scope: the Principal whom Front has let in
 
@@ -79,7 +81,7 @@ class Gate:
         """Who asks. Who may only look changes nothing, on whatever route."""
         who = self._who(scope)
         path = str(scope.get("path", ""))
-        if who.share and path not in OPEN_TO_SHARES and not path.startswith(OPEN_BELOW):
+        if who.share and not OPEN_TO_SHARES.fullmatch(path):
             raise Refused("this link does not show that", "who gave it to you can show it")
         if who.role == "read" and path != SIGN_OUT and scope.get("method") not in _LOOKS:
             raise Refused(f"{who.user} may look, but not change anything", "a token with --scope submit may")
