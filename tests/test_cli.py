@@ -799,6 +799,18 @@ def test_why_is_one_sentence(box, run):
     assert run("why")[0] == 64
 
 
+def test_words_of_several_lines_are_shown_as_such(box, run):
+    words_ = "failed: its environment could not be built:\nerror: no such package\n\x1b[2Jjob 43: fine"
+    box.replies["GET /jobs/42/why"] = {"id": 42, "state": "failed", "why": words_}
+    shown = ["failed: its environment could not be built:", "  error: no such package", "  \\x1b[2Jjob 43: fine"]
+    assert run("why", "42")[1].splitlines() == shown
+    detail = words_.partition(": ")[2]
+    box.replies["GET /jobs/42"] = {"job": job(42, words.FAILED, detail=detail), "spec": {}, "why": words_}
+    out = run("show", "42")[1]
+    assert [line.strip() for line in out.splitlines()[2:4]] == [line.strip() for line in shown[1:]]
+    assert "detail" not in out, "it is said once"
+
+
 def test_two_jobs_are_compared(box, run):
     for number, args in ((41, ["a"]), (42, ["b"])):
         box.replies[f"GET /jobs/{number}"] = {"job": job(number), "spec": {"command": args, "snapshot": "x"}}
