@@ -166,11 +166,7 @@ def owner(bed_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ow
     with closing(box.Box(bed_run, "trixie")) as host:
         place = tmp_path_factory.mktemp("owner")
         owner = Owner(host, place)
-        shutil.copytree(PLAYBOOKS / "library", place / "library")
-        roles = [str(PLAYBOOKS / "roles" / name) for name in ("preflight", "plan", "base", "runner")]
-        (place / "box.yml").write_text(yaml.safe_dump([{"hosts": "boxes", "gather_facts": False, "roles": roles}]))
-        done = owner.run(place / "box.yml")
-        assert done.returncode == 0, done.stdout[-4000:]
+        owner.setup(book=owner.book("preflight", "plan", "base", "runner"))
         yield owner
 
 
