@@ -306,9 +306,9 @@ def test_a_link_opens_hardly_any_route(guest: Browser) -> None:
         if path == "/live":
             continue
         status = guest.get(path).status
-        assert status in (200, 403), (path, status)
-        shown |= {path} if status == 200 else set()
-    assert shown == {"/", "/part/work", "/queue", "/api/v1/history"}
+        assert status in (200, 403, 404), (path, status)  # 404: let in, but this box has no GPU
+        shown |= {path} if status != 403 else set()
+    assert shown == {"/", "/part/work", "/queue", "/api/v1/history", "/api/v1/gpus/1/traffic"}
     paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
     for path, ways in paths.items():
         for method in ways.keys() - {"get"}:
