@@ -323,7 +323,7 @@ def _box(name: str) -> Iterator[Finding]:
 def _version(theirs: str) -> Finding:
     same = theirs == runner.__version__
     seen = theirs if same else f"the box has {theirs}, this command {runner.__version__}"
-    next = "pip install --upgrade gpubox    # where the older one is; on a box that was made: setup.yml"
+    next = "pip install .    # in a newer clone, where the older one is; on a box that was made: setup.yml"
     return _finding("service.versions", OK if same else WARNING, seen, next)
 
 
