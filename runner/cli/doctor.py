@@ -247,7 +247,7 @@ def _uv() -> Finding:
     beside = os.path.join(os.path.dirname(sys.executable), "uv")
     found = beside if os.access(beside, os.X_OK) else _program("uv")
     why = "jobs that declare what they need cannot be built"
-    return _finding("box.uv", OK if found else WARNING, found or "not found", 'pip install "gpubox[box]"', why)
+    return _finding("box.uv", OK if found else WARNING, found or "not found", 'pip install ".[box]" in a clone', why)
 
 
 def _program(name: str) -> str:
