@@ -430,7 +430,7 @@ def test_a_daemon_that_does_not_start_says_why(daemon, said, kind, words):
     with pytest.raises(kind, match=words) as caught:
         boxes.open_box().get("/hello")
     if kind is errors.NotInstalled:
-        assert caught.value.hint == 'pip install "gpubox[box]"'
+        assert caught.value.hint == 'pip install ".[box]" in a clone'
 
 
 def test_the_last_line_of_its_log_is_quoted(daemon, state):

@@ -263,6 +263,15 @@ def test_a_job_has_a_page(signed_in: Browser) -> None:
     assert 'data-finished="1"' in body
 
 
+def test_why_a_job_failed_is_said_once(signed_in: Browser) -> None:
+    box = signed_in.box
+    failed = box.submit([sys.executable, "-c", "import nothing_of_that_name"], name="asks-for-more")
+    box.ended(failed)
+    said = re.search('<p class="why">(.*?)</p>', signed_in.get(f"/jobs/{failed}").body, re.S)
+    assert said
+    assert said[1].count("No module named") == 1
+
+
 @pytest.mark.parametrize(
     "path", ["/jobs/99999", "/jobs/0", "/jobs/x", "/gpus/7", "/nothing", "/static/../pages.py", "/static/none.js"]
 )

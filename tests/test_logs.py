@@ -27,6 +27,7 @@ from runner.laptop.terminal import Folded
 from runner.model import Job
 
 BLOCK = 4096
+MISSING = "ModuleNotFoundError: No module named 'x'"
 
 
 def a_job(state: str = words.RUNNING, **values: Any) -> Job:
@@ -517,6 +518,16 @@ def test_ctrl_c_leaves_and_says_how_to_come_back(capfd: pytest.CaptureFixture[st
             {"state": "failed", "reason": "exit_code", "exit_code": 3, "detail": "ValueError: x"},
             3,
             ["job 42 failed: the command ended with exit code 3", "  ValueError: x"],
+        ),
+        (
+            {"state": "failed", "reason": "exit_code", "exit_code": 1, "detail": MISSING},
+            1,
+            [
+                "job 42 failed: the command ended with exit code 1",
+                f"  {MISSING}",
+                "  hint: a package is declared in requirements.txt or in the script's header; "
+                "a file of yours has to be among `runner show --files 42`",
+            ],
         ),
         (
             {"state": "failed", "reason": "signal", "signal": 11},

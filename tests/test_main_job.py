@@ -328,6 +328,11 @@ def test_an_environment_that_cannot_be_built_fails_the_job_in_the_resolver_s_wor
     assert "job 1 failed: its environment could not be built" in done.stderr
     assert "no-such-thing-here was not found" in done.stderr
     assert "hint: correct what it asks for and submit again" in done.stderr
+    (job,) = box.json("ps")
+    shown = box.run("env", "show", job["environment"])
+    assert "state        failed" in shown
+    assert "no-such-thing-here was not found" in shown, "its build's whole log"
+    assert box.json("env") == [], "nothing is there of it to list or prune"
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -225,7 +225,10 @@ def cancel(arguments: list[str]) -> int:
 
 
 def _cancelled(job: dict[str, Any]) -> str:
-    return str(job["state"]) if job["state"] in words.FINISHED else "asked to end"
+    """What became of that wish. One that ended otherwise had done so before."""
+    if job["state"] not in words.FINISHED:
+        return "asked to end"
+    return str(job["state"]) if job["state"] == words.CANCELLED else f"had ended already ({job['state']})"
 
 
 def hold(arguments: list[str]) -> int:

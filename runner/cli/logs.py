@@ -371,6 +371,9 @@ def ending(job: dict[str, Any]) -> list[str]:
     detail = str(job.get("detail") or "")
     if detail and detail != why:
         lines.append(f"  {detail}")
+    if detail.startswith("ModuleNotFoundError"):
+        files = f"a file of yours has to be among `runner show --files {job['id']}`"
+        lines.append(f"  hint: a package is declared in requirements.txt or in the script's header; {files}")
     return lines
 
 

@@ -246,7 +246,7 @@ def _failure(said: str) -> errors.Problem | None:
         return errors.Problem(f"the box's daemon said something unexpected: {said[:200]}", "see `runner doctor`")
     failure = errors.from_json(body, 503)
     if isinstance(failure, errors.NotInstalled):
-        failure.hint = failure.hint or 'pip install "gpubox[box]"'
+        failure.hint = failure.hint or 'pip install ".[box]" in a clone'
     return failure
 
 
