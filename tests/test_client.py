@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import runner
 from runner import errors, paths
-from runner.laptop import boxes, client, light
+from runner.laptop import boxes, client, flow, light
 from runner.laptop.client import Client
 
 JSON_HEAD = b"Content-Type: application/json\r\n"
@@ -145,6 +145,86 @@ def test_a_chunked_reply_is_put_together(talk):
 
 def test_a_reply_without_a_length_ends_with_the_connection(talk):
     assert talk([b"HTTP/1.1 200 OK\r\n" + JSON_HEAD + b"\r\n[1]"]).get("/x") == [1]
+
+
+class Dripping:
+    """A box that sends a byte now and then, and what it waits in between is time that only the test sees."""
+
+    def __init__(self, monkeypatch, sent: bytes, every: float, piece: int = 1) -> None:
+        self.sent, self.every, self.piece, self.now = sent, every, piece, 0.0
+        self.connections = 0
+        monkeypatch.setattr(client.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+
+    def connect(self) -> Dripping:
+        self.connections += 1
+        self.left = self.sent
+        return self
+
+    def recv(self, size: int) -> bytes:
+        self.now += self.every
+        data, self.left = self.left[: self.piece], self.left[self.piece :]
+        return data
+
+    def sendall(self, data: bytes) -> None: ...
+
+    def settimeout(self, seconds: float | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_headers_that_come_byte_by_byte_are_waited_for_no_longer_than_others(monkeypatch):
+    box = Dripping(monkeypatch, answer(b"{}"), 5)
+    with pytest.raises(errors.Unreachable, match="does not answer"):
+        Client(box.connect).get("/x")
+    assert box.now <= client.REPLY_SECONDS + 2 * box.every
+
+
+@pytest.mark.parametrize("body", [b"[" + b" " * 5000 + b"]", b"x" * (1 << 20)], ids=["answer", "download"])
+def test_a_body_that_comes_byte_by_byte_is_given_up(monkeypatch, body):
+    head, _, _ = answer(body).partition(b"\r\n\r\n")
+    box = Dripping(monkeypatch, b" " * 5000 + body, 2)
+    box.piece = 0
+
+    def recv(size: int) -> bytes:
+        if not box.piece:  # the head at once
+            box.piece = 1
+            return head + b"\r\n\r\n"
+        return Dripping.recv(box, size)
+
+    monkeypatch.setattr(box, "recv", recv)
+    api = Client(box.connect)
+    with pytest.raises(flow.Trickle, match="next to nothing"):
+        api.get("/x") if body[:1] == b"[" else list(api.stream("GET", "/x"))
+    assert box.now <= flow.SECONDS + 3 * box.every
+
+
+def test_a_download_in_drops_over_many_connections_is_given_up_too(monkeypatch):
+    box = Dripping(monkeypatch, answer(b"x" * 100)[:-99], 1, piece=1000)
+    api = Client(box.connect)
+
+    def download() -> None:
+        while True:
+            with pytest.raises(client.Lost):
+                list(api.stream("GET", "/x"))
+
+    with pytest.raises(flow.Trickle):
+        download()
+    assert box.connections > 10
+
+
+def test_a_slow_download_that_keeps_coming_is_waited_for(monkeypatch):
+    body = b"x" * (1 << 20)
+    box = Dripping(monkeypatch, answer(body), 1.0, piece=300)
+    assert b"".join(Client(box.connect).stream("GET", "/x")) == body
+    assert box.now > 20 * flow.SECONDS
+
+
+def test_a_box_that_has_nothing_to_say_for_long_may_be_listened_to(monkeypatch):
+    body = b"tick\n" * 200
+    box = Dripping(monkeypatch, answer(body), 15, piece=50)
+    assert b"".join(Client(box.connect).stream("GET", "/events", patience=45)) == body
+    assert box.now > 2 * client.REPLY_SECONDS
 
 
 def test_other_content_comes_as_bytes(talk):
