@@ -10,6 +10,7 @@ import os
 import time
 
 from runner import errors
+from runner.laptop import answers
 from runner.laptop.flow import Flow
 from runner.laptop.light import dumps, loads
 
@@ -209,12 +210,14 @@ class Client:
         body: bytes | Iterable[bytes] | None = None,
         headers: dict[str, str] | None = None,
     ) -> tuple[int, dict[str, str], Any]:
-        """(status, headers, what the body says: parsed JSON, else bytes). An error status is raised."""
+        """(status, headers, what the body says: JSON, looked at by answers.py, else bytes). An error status is
+        raised."""
+        asked = answers.Asked(self.box, method, path)
         for pause in (*PAUSES, None):
             try:
                 reply = self._send(method, path, json, body, headers)
                 reply.connection.flow = Flow()
-                return reply.status, reply.headers, _parsed(reply, self._body(reply))
+                return reply.status, reply.headers, _parsed(reply, self._body(reply), asked)
             except Lost:
                 if pause is None or not _repeatable(method, headers):
                     raise
@@ -370,13 +373,11 @@ def _repeatable(method: str, headers: dict[str, str] | None) -> bool:
     return method == "GET" or "Idempotency-Key" in (headers or {})
 
 
-def _parsed(reply: Reply, data: bytes) -> Any:
-    if not reply.headers.get("content-type", "").startswith("application/json"):
-        return data
-    try:
-        return loads(data.decode())
-    except ValueError:
-        raise _malformed("its body is not JSON") from None
+def _parsed(reply: Reply, data: bytes, asked: answers.Asked) -> Any:
+    said: Any = data
+    if reply.headers.get("content-type", "").startswith("application/json"):
+        said = answers.read(data.decode("utf-8", "replace"), asked)
+    return answers.checked(said, reply.status, asked)
 
 
 def _error_body(data: bytes) -> object:

@@ -118,6 +118,11 @@ class Brought:
 
 
 @dataclass
+class Differing:
+    differ: list[str]  # the paths of those that did not arrive as they are here
+
+
+@dataclass
 class Cancel(Which):
     grace: float | None = None  # seconds between TERM and KILL; None: as submitted
 
@@ -201,10 +206,9 @@ async def prioritise(here: Here, who: Who, wish: Priority, brief: bool = False) 
     return _now(here, here.wishes.prioritise(who, _ids(here, wish), wish.priority), brief)
 
 
-@routes.post("/jobs/{job_id}/fetched")
+@routes.post("/jobs/{job_id}/fetched", response_model=Differing)
 async def fetched(here: Here, who: Who, job_id: JobId, brought: Brought) -> Response:
-    """The outputs were brought home: from now on they may be cleaned away, if they arrived as they are here. "differ":
-    the paths of those that did not."""
+    """The outputs were brought home: from now on they may be cleaned away, if they arrived as they are here."""
     job = here.wishes.fetching(who, job_id)
     differ = await here.call(lambda: here.custody.differing(job.id, brought.hashes))
     if not differ:
