@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+from runner import words
+
 PART = ".runner-pull-"  # + version: a file on its way; nothing of a box's is called so
 DEPTH_MAX = 100  # folders, as many as a box lists
 NAME_MAX, TARGET_MAX = 255, 4095  # bytes; of one name in a path, of where a link leads
@@ -21,6 +23,8 @@ def enter(root: int, path: str, make: bool) -> tuple[int, str]:
     *folders, name = path.split("/")
     if "\0" in path or any(part in ("", ".", "..") for part in (*folders, name)) or path.startswith(PART[:-1]):
         raise Refusal("not a path inside the folder")
+    if not words.CONTROL.isdisjoint(path):
+        raise Refusal("control characters are in its name; let the job give it another one")
     if len(folders) > DEPTH_MAX or any(_length(part) > NAME_MAX for part in (*folders, name)):
         raise Refusal("its name is too long for this computer")
     fd = os.dup(root)
