@@ -150,6 +150,46 @@ def test_what_was_sent_as_a_link_is_no_way_out_for_the_next_listing(place: Path)
     assert len(done.refused) == 3
 
 
+GIT = ["config", "hooks/pre-commit", "objects/ab/cd", "refs/heads/main"]
+
+
+@pytest.mark.parametrize("folder", ["", "a/b.git/"])
+@pytest.mark.parametrize("head", ["HEAD", "head"])
+def test_a_bare_repository_is_not_laid_out_whole(place: Path, folder: str, head: str) -> None:
+    done = fetch(Liar([f"{folder}{name}" for name in (head, *GIT, "good")], {}), place)
+    assert done is not None
+    assert {path for path, _ in done.refused} == {f"{folder}{name}" for name in (head, *GIT)}
+    assert (place / f"project/runs/box-1/{folder}good").read_bytes() == b"lie"
+
+
+@pytest.mark.parametrize(
+    "listings",
+    [
+        [["HEAD", "config"], ["objects/a", "refs/a"]], [["objects/a", "refs/a", "config"], ["HEAD"]],
+        [["HEAD"], ["objects/a", "refs/a"], ["config"]], [["HEAD", "config"], ["commondir"]],
+        [["objects/a", "refs/a", "config", "x/commondir"], ["x/HEAD"]], [["config", "HEAD"], ["objects/a"], ["refs/a"]],
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("linked", [False, True])
+def test_nor_is_one_that_comes_in_parts(place: Path, listings: list[list[str]], linked: bool) -> None:
+    for paths in listings:
+        links = {"HEAD": "refs/heads/main"} if linked and "HEAD" in paths else {}
+        fetch(Liar([path for path in paths if path not in links], links), place)
+    home = place / "project/runs/box-1"
+    for folder in (home, home / "x"):
+        names = set(os.listdir(folder)) if folder.is_dir() else set()
+        assert "HEAD" not in names or not ("commondir" in names or names >= {"objects", "refs"})
+
+
+def test_folders_that_only_sound_like_git_come_home(place: Path) -> None:
+    paths = ["head/weights.pt", "objects/a", "config", "refs.txt", "x/HEAD", "x/config", "y/hooks/a", "refs/a"]
+    done = fetch(Liar(paths, {}), place)
+    assert done is not None
+    assert not [why for _, why in done.refused if "git" in why]
+    assert all((place / "project/runs/box-1" / path).is_file() for path in paths)
+
+
 def test_a_listing_without_end_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulling, "ENTRIES_MAX", 10)
     with pytest.raises(errors.TooLarge, match="more than 10 outputs"):

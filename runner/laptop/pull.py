@@ -16,7 +16,7 @@ import stat
 from runner import errors, words
 from runner.laptop import awaited
 from runner.laptop.client import REPLY_SECONDS, Lost, quote
-from runner.laptop.descent import PART, Refusal, enter, inside, readlink
+from runner.laptop.descent import PART, Refusal, check_git, enter, inside, readlink, repositories
 from runner.laptop.light import dumps, loads
 
 TYPE_CHECKING = False
@@ -159,6 +159,7 @@ class _Folder:
         os.makedirs(done.folder, exist_ok=True)
         self.fd = os.open(done.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self.fd, fcntl.LOCK_EX)  # another pull of this job is waited for
+        self.repositories: set[str] = set()  # folders in which git would find one
         # Path on the box -> {"is": version on the box, "as": path here, "ours": versions here, "link": target}
         self.receipt: dict[str, dict[str, Any]] = self._read_receipt()
 
@@ -169,6 +170,7 @@ class _Folder:
         os.close(self.fd)
 
     def bring(self, outputs: list[Output], links: dict[str, str]) -> None:
+        self.repositories = repositories(self.fd, [*(output.path for output in outputs), *links])
         wanted = []
         for output in outputs:
             place = self._place(output.path, output.version)
@@ -305,8 +307,7 @@ class _Folder:
         return [found.st_size, found.st_mtime_ns] if stat.S_ISREG(found.st_mode) else [-1, 0]
 
     def _enter(self, path: str, make: bool) -> tuple[int, str]:
-        if ".git" in path.lower().split("/"):
-            raise Refusal("git runs what a repository's configuration says; let the job pack it into an archive")
+        check_git(path, self.repositories)
         return enter(self.fd, path, make)
 
     # --- bringing ---
