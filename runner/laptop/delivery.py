@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from runner.laptop.snapshot import Snapshot
 
 TRIES = hashes.TRIES
+DURABLE_BYTES = 4 << 20  # a second, that a slow disk of a box makes durable of what arrived, before it answers
 INLINE_BYTES = 64 << 10  # contents up to here go along unasked: less than a question costs on most ways
 
 
@@ -113,9 +114,14 @@ class Delivery:
 
     def _complete(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Upload what is missing, however often the connection is cut, and submit."""
-        tries = upload.Tries()
-        while "missing" in answer:
-            answer = tries.go(upload.left(self.sizes, answer), answer, self._send) or self._known()
+        tries, patience = upload.Tries(), self.api.patience
+        try:
+            while "missing" in answer:
+                left = upload.left(self.sizes, answer)
+                self.api.patience = max(self.api.patience, patience + left / DURABLE_BYTES)  # also for who asks again
+                answer = tries.go(left, answer, self._send) or self._known()
+        finally:
+            self.api.patience = patience
         return answer
 
     def _send(self, missing: list[str], held: dict[str, int]) -> dict[str, Any]:
