@@ -23,7 +23,7 @@ class Box:
         if isinstance(self.jobs, Exception):
             raise self.jobs
         if path.startswith("/jobs?ids="):
-            number = int(path.removeprefix("/jobs?ids="))
+            number = int(path.removeprefix("/jobs?ids=").partition("&")[0])
             known = {"id": number, "state": "succeeded", "fetched_at": None, "project": self.project}
             return {"jobs": [known]} if self.jobs == "fine" else self.jobs
         if path.endswith("/outputs"):
@@ -142,3 +142,28 @@ def test_a_box_that_sends_next_to_nothing_is_left_for_now_and_told_once(
     assert len(visit(monkeypatch, fine)) == 1, "it comes with the next one"
     awaited.note("box", "2", "", str(home / "project"))
     assert visit(monkeypatch, slow) == said
+
+
+class Array(Box):
+    """Of a group of 10,000 jobs, of which one came home already and the last goes on."""
+
+    asked: list[str]
+
+    def get(self, path: str) -> Any:
+        self.asked.append(path)
+        if path.startswith("/groups/"):
+            return {"group": "g1", "jobs": {"succeeded": 9999, **self.jobs}}
+        if path == "/jobs?ids=g1&unfetched=1":
+            return {"jobs": [{"id": 7, "state": "succeeded", "fetched_at": None, "project": ""}]}
+        return super().get(path)
+
+
+@pytest.mark.parametrize("state", ["running", "succeeded"])
+def test_of_a_group_only_what_is_new_is_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    awaited.note("box", "g1", "", str(home / "project"))
+    box = Array("box", {state: 1})
+    box.asked = []
+    assert len(visit(monkeypatch, box)) == 1
+    assert box.asked[:2] == ["/groups/g1", "/jobs?ids=g1&unfetched=1"]
+    assert not [path for path in box.asked[2:] if not path.startswith("/jobs/7")]
+    assert awaited.all_of() == ({"box": {"g1": ""}} if state == "running" else {})

@@ -45,9 +45,10 @@ def _visit(box: str, names: dict[str, str]) -> None:
     for name in names:
         to, project = awaited.meant(box, name)
         try:
-            jobs = api.get(f"/jobs?ids={name}")["jobs"]
+            over = _over(api, name)  # asked first: if it is, the list is complete
+            jobs = api.get(f"/jobs?ids={name}&unfetched=1")["jobs"]  # a box of before sends all of them
         except errors.NotFound:
-            jobs = []
+            over, jobs = True, []
         try:
             for job in jobs:
                 if job["state"] in words.FINISHED and job["fetched_at"] is None:
@@ -57,8 +58,16 @@ def _visit(box: str, names: dict[str, str]) -> None:
         except errors.Problem as problem:  # told once: then it is for somebody to look at
             awaited.tell(f"the outputs of {name} are still on {box}: {problem.message}; {problem.hint}")
             awaited.forget(box, name)
-        if all(job["state"] in words.FINISHED for job in jobs):
+        if over:
             awaited.forget(box, name)
+
+
+def _over(api: Client, name: str) -> bool:
+    """Whether a job, or a group, which can be of 10,000, has ended."""
+    if name[0] == "g":
+        counts = api.get(f"/groups/{name}")["jobs"]
+        return not any(counts.get(state) for state in words.UNFINISHED)
+    return api.get(f"/jobs?ids={name}")["jobs"][0]["state"] in words.FINISHED
 
 
 def _bring(api: Client, job: dict[str, Any], to: str, project: str) -> None:

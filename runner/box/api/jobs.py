@@ -245,16 +245,19 @@ async def jobs(
     finished: Annotated[int, Query(ge=0, le=FINISHED_MAX)] = 20,
     all: bool = False,
     grouped: bool = False,
+    unfetched: bool = False,
 ) -> Response:
     """Without parameters the unfinished jobs and the last 20 finished. all: every job, as lines of JSON. grouped: each
-    group as a whole, instead of its jobs that wait."""
+    group as a whole, instead of its jobs that wait. unfetched: of `ids` those that finished, and whose outputs were not
+    brought home yet."""
     states = _states(state)
     if all:
         return StreamingResponse(_every(here, states), media_type="application/x-ndjson")
     if grouped:
         return answer(_grouped(here, ids, finished, states))
     if ids is not None:
-        found = here.daemon.store.jobs(here.wishes.numbers(expanded(ids)))
+        numbers = here.wishes.numbers(expanded(ids))
+        found = here.daemon.store.jobs(here.daemon.store.unfetched(numbers) if unfetched else numbers)
     else:
         ends = [name for name in states or words.FINISHED if name in words.FINISHED]
         found = here.daemon.store.last(finished, ends)
