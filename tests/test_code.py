@@ -140,6 +140,16 @@ def test_an_odd_path_inside_the_tree_is_fine(path: str) -> None:
     assert path in code.Manifest.of({path: [0o644, 1, SHA]}, {}, []).files
 
 
+@pytest.mark.parametrize("path", ["a\nb", "\x1b[2J", "d\t/x", "\x7f", "\x9b2J"])
+@pytest.mark.parametrize("part", ["files", "links", "dirs"])
+def test_control_characters_in_the_name_of_what_comes_are_refused(path: str, part: str) -> None:
+    value: Any = {"files": {path: [0o644, 1, SHA]}, "links": {path: "t"}, "dirs": [path]}[part]
+    parts = {"files": {}, "links": {}, "dirs": [], part: value}
+    before = code.Manifest.of(parts["files"], parts["links"], parts["dirs"])  # from when this was not asked
+    with pytest.raises(errors.BadData, match="control characters are in the name"):
+        code.apply_changes(None, before.id, parts["files"], [], parts["links"], parts["dirs"])
+
+
 @pytest.mark.parametrize(
     ("path", "target"),
     [
