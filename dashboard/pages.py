@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Header, Query
 from fastapi.responses import StreamingResponse
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -20,7 +20,7 @@ from dashboard.totals import Sums
 from runner import errors, words
 from runner.box import listing
 from runner.box.api import PREFIX
-from runner.box.api.house import House, JobId, Network, answer
+from runner.box.api.house import ID_MAX, House, JobId, Network, answer
 from runner.box.auth import WHO, Who
 from runner.box.forecast import start_of
 from runner.box.sessions import shown
@@ -53,7 +53,7 @@ class Pages:
         return (path.startswith("/static/") and method in ("GET", "HEAD")) or path == signin.PATH
 
     def problem(self, scope: Scope, problem: errors.Problem) -> Response:
-        if isinstance(problem, errors.NotTrusted) and scope.get("method") == "GET":
+        if isinstance(problem, errors.NotTrusted) and scope.get("method") == "GET" and not _by_a_page(scope):
             return RedirectResponse(signin.PATH, 303, render.HEADERS)
         values = {"problem": problem, **self._base(scope, "")}
         return render.page("problem.html", values, problem.http_status)
@@ -114,6 +114,7 @@ class Pages:
         return render.page("part.html", await self._work(request.scope))
 
     async def _work(self, scope: Scope) -> dict[str, Any]:
+        totals = await self._sums.now()  # first of all: what follows is of one moment
         daemon, now = self._house.daemon, time.time()
         jobs, groups = listing.overview(daemon, FINISHED, (), now)
         rows = self._rows(jobs, guest(scope))
@@ -134,7 +135,7 @@ class Pages:
             },
             "trouble": unseen[:TROUBLE_MAX],
             "trouble_more": max(0, len(unseen) - TROUBLE_MAX),
-            "totals": await self._sums.now(),
+            "totals": totals,
             "watts": sum(gpu.sample.power_watts or 0.0 for gpu in gpus if gpu.sample is not None),
             "paused": daemon.paused(),
             "draining": daemon.draining,
@@ -145,6 +146,7 @@ class Pages:
             "shared": guest(scope),
             "box": daemon.settings.name,
             "now": now,
+            "seq": daemon.events.last,
         }
 
     def _waiting(
@@ -298,10 +300,16 @@ class Pages:
         }
         return render.page("settings.html", {**values, **self._base(request.scope, "settings")})
 
-    async def live(self, who: Who) -> Response:
-        """The tab's one stream."""
+    async def live(
+        self,
+        who: Who,
+        after: Annotated[int | None, Query(ge=0, le=ID_MAX)] = None,
+        last: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=ID_MAX)] = None,
+    ) -> Response:
+        """The tab's one stream. after: the last change that its page was made from."""
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._live.events(bool(who.share)), headers=headers, media_type="text/event-stream")
+        events = self._live.events(bool(who.share), after if last is None else last)
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
     def _base(self, scope: Scope, here: str) -> dict[str, Any]:
         daemon = self._house.daemon
@@ -315,7 +323,15 @@ class Pages:
             "told": self._live.badge() if WHO in scope else "",
             "shared": guest(scope),
             "now": time.time(),
+            "seq": daemon.events.last,
         }
+
+
+def _by_a_page(scope: Scope) -> bool:
+    """Whether a page asks for a part of itself, which must not turn into the page of the way in."""
+    headers = list(scope["headers"])
+    mode = next((value for name, value in headers if name == b"sec-fetch-mode"), b"navigate")
+    return mode != b"navigate" or any(name == b"hx-request" for name, _ in headers)
 
 
 def may(scope: Scope) -> bool:

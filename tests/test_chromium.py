@@ -678,3 +678,60 @@ def test_who_came_by_a_link_sees_pages_without_doors(chromium: Browser, demo: De
     visit.go("/jobs/78")
     assert "does not show that" in (page.text_content("main") or "")
     visit.context.close()
+
+
+# --- tabs that are kept open -----------------------------------------------------------------------------------------
+
+HIDDEN = "Object.defineProperty(document, 'hidden', {configurable: true, get: () => window.away !== false})"
+LOOK = "(away) => { window.away = away; document.dispatchEvent(new Event('visibilitychange')); }"
+
+
+def test_more_tabs_than_a_browser_has_connections(chromium: Browser, box: wire.Box) -> None:
+    """It opens six to one box: those of tabs that nobody looks at are left to the others."""
+    job = box.submit(["sh", "-c", "echo begun; exec sleep 600"])
+    visit = visit_of(chromium, address_of(box))
+    visit.context.add_init_script(HIDDEN)
+    tabs = [visit.context.new_page() for _ in range(8)]
+    for number, tab in enumerate(tabs):
+        tab.goto(f"{visit.root}/jobs/{job}" if number % 2 else visit.root)
+    for tab in tabs:
+        tab.evaluate(LOOK, False)  # somebody looks
+        tab.wait_for_selector("#log >> text=begun" if "/jobs/" in tab.url else ".live.fresh")
+        tab.evaluate(LOOK, True)  # and goes on to the next
+    tabs[0].evaluate(LOOK, False)
+    tabs[0].goto(f"{visit.root}/jobs")
+    box.post("/jobs/cancel", {"ids": [job], "grace": 0})
+    tabs[1].evaluate(LOOK, False)
+    tabs[1].wait_for_selector("text=cancelled")
+    visit.context.close()
+
+
+def test_figures_move_though_nothing_has_happened(chromium: Browser, box: wire.Box) -> None:
+    visit = visit_of(chromium, address_of(box))
+    visit.until("document.querySelector('.live.fresh') !== null")
+    before = len(visit.asked)
+    visit.page.evaluate("(now => { performance.now = () => now.call(performance) + 16000; })(performance.now)")
+    visit.until("document.querySelector('.live.fresh') !== null")
+    tools.wait_until(
+        lambda: visit.page.wait_for_timeout(20) or any("/part/work" in url for url in visit.asked[before:])
+    )
+    visit.context.close()
+
+
+def test_a_tab_whose_session_is_over_shows_the_way_in(chromium: Browser, box: wire.Box) -> None:
+    """It is not put in the place of a part, and a stream that the box refuses is not waited for."""
+    visit = visit_of(chromium, address_of(box))
+    visit.context.add_init_script(HIDDEN)
+    listening, asking = visit.context.new_page(), visit.context.new_page()
+    for tab in (listening, asking):
+        tab.goto(visit.root)
+        tab.evaluate(LOOK, False)
+        tab.wait_for_selector(".live.fresh")
+        tab.evaluate(LOOK, True)
+    visit.page.click("footer button")
+    visit.page.wait_for_url("**/sign-in")
+    asking.evaluate("document.body.dispatchEvent(new Event('changed'))")
+    asking.wait_for_url("**/sign-in")
+    listening.evaluate(LOOK, False)
+    listening.wait_for_url("**/sign-in")
+    visit.context.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import http.client
@@ -9,9 +10,11 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,8 +24,9 @@ from builders import GIB, a_job
 from test_api import send
 from test_previews import a_png
 
-from dashboard import assets, cards, figures, work
+from dashboard import assets, cards, figures, live, work
 from runner import words
+from runner.box.events import Events
 from runner.model import After, Gpu, Process, Sample, Use
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,6 +136,13 @@ def test_a_page_is_closed_to_who_did_not_sign_in(browser: Browser, path: str) ->
 def test_so_is_the_api_behind_it(browser: Browser, path: str) -> None:
     reply = browser.get(f"/api/v1{path}")
     assert (reply.status, json.loads(reply.body)["code"]) == (401, "not_trusted")
+
+
+@pytest.mark.parametrize("asked", [{"HX_Request": "true"}, {"Sec_Fetch_Mode": "cors", "Sec_Fetch_Site": "same-origin"}])
+def test_a_part_of_a_page_does_not_turn_into_the_way_in(browser: Browser, asked: dict[str, str]) -> None:
+    for path in ("/part/work", "/live"):
+        assert browser.get(path, **asked).status == 401
+    assert browser.get("/", Sec_Fetch_Mode="navigate").status == 303
 
 
 def test_a_code_opens_once(browser: Browser) -> None:
@@ -306,9 +317,9 @@ def test_a_link_opens_hardly_any_route(guest: Browser) -> None:
         if path == "/live":
             continue
         status = guest.get(path).status
-        assert status in (200, 403), (path, status)
-        shown |= {path} if status == 200 else set()
-    assert shown == {"/", "/part/work", "/queue", "/api/v1/history"}
+        assert status in (200, 403, 404), (path, status)
+        shown |= {path} if status != 403 else set()
+    assert shown == {"/", "/part/work", "/queue", "/api/v1/history", "/api/v1/gpus/1/traffic"}
     paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
     for path, ways in paths.items():
         for method in ways.keys() - {"get"}:
@@ -501,17 +512,53 @@ def test_files_and_what_changed_since_the_run_before(signed_in: Browser) -> None
     assert "without files" in signed_in.get("/jobs/1/files").body
 
 
-def test_the_stream_tells_of_changes(signed_in: Browser) -> None:
-    line = http.client.HTTPConnection("127.0.0.1", signed_in.port, timeout=20)
+@contextmanager
+def stream(browser: Browser, path: str = "/live", **headers: str) -> Iterator[http.client.HTTPResponse]:
+    line = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=20)
     try:
-        line.request("GET", "/live", headers={"Cookie": signed_in.cookie, "Host": f"127.0.0.1:{signed_in.port}"})
+        line.request("GET", path, headers={"Cookie": browser.cookie, "Host": f"127.0.0.1:{browser.port}", **headers})
         reply = line.getresponse()
         assert reply.getheader("content-type", "").startswith("text/event-stream")
         assert reply.readline() == b"retry: 1000\n"
-        signed_in.box.submit(["true"], held=True)
-        tools.wait_until(lambda: reply.readline() == b"event: changed\n")
+        yield reply
     finally:
         line.close()
+
+
+def test_the_stream_tells_of_changes(signed_in: Browser) -> None:
+    with stream(signed_in) as reply:
+        signed_in.box.submit(["true"], held=True)
+        tools.wait_until(lambda: reply.readline() == b"event: changed\n")
+
+
+def test_the_stream_tells_what_changed_since_the_page_was_made(signed_in: Browser) -> None:
+    known = re.findall(r'data-seq="(\d+)"', signed_in.get("/").body)[0]
+    signed_in.box.submit(["true"], held=True)
+    with stream(signed_in, f"/live?after={known}") as reply:
+        line = tools.wait_until(lambda: re.fullmatch(rb"id: (\d+)\n", reply.readline()))
+    with stream(signed_in, f"/live?after={known}", **{"Last-Event-ID": line[1].decode()}) as reply:
+        signed_in.box.submit(["true"], held=True)  # nothing else is told anew
+        assert int(tools.wait_until(lambda: re.fullmatch(rb"id: (\d+)\n", reply.readline()))[1]) > int(line[1])
+
+
+def test_where_nothing_is_read_the_stream_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box without GPUs is no box that is away; and a reader of GPUs that died is told in tabs that are open."""
+    monkeypatch.setattr(live, "QUIET_SECONDS", 0.02)
+    gpus = SimpleNamespace(silence=lambda now: "nobody reads them", view=lambda now: [], hint=lambda: "")
+    daemon = SimpleNamespace(
+        gpus=gpus, events=Events(), book=SimpleNamespace(active={}), store=SimpleNamespace(notices=lambda *asked: [])
+    )
+    house: Any = SimpleNamespace(
+        frame=0, closing=False, daemon=daemon, stream=lambda frames: nullcontext(asyncio.Event())
+    )
+
+    async def heard() -> list[bytes]:
+        events = live.Live(house).events()
+        return [await anext(events) for _ in range(4)]
+
+    told = asyncio.run(heard())
+    assert all(each.startswith(b"event: frame\n") for each in told[1:])
+    assert b"nobody reads them" in told[-1]
 
 
 # --- what they are drawn with ---

@@ -1,6 +1,7 @@
 // A job's page. While it is not over, the tab's one stream is that of its log, which tells its states, too.
 import { charts } from "./charts.js";
 import { Log, follow } from "./log.js";
+import { whileSeen } from "./stream.js";
 
 const place = document.getElementById("job");
 const { job, finished } = place.dataset;
@@ -17,12 +18,17 @@ if (section) {
   const drawn = charts(section);
   section.addEventListener("zoom", (event) => drawn.load(...(event.detail ? event.detail.map((at) => at.toFixed(0)) : [])));
   drawn.load();
-  if (finished === "0") setInterval(() => { if (!section.querySelector("details[open], .plot:hover")) drawn.load(); }, RENEW_MS);
+  if (finished === "0") {
+    setInterval(() => { if (!document.hidden && !section.querySelector("details[open], .plot:hover")) drawn.load(); }, RENEW_MS);
+  }
 }
 
 function changed() {
   document.body.dispatchEvent(new Event("changed"));
 }
+
+let followed = new AbortController();
+let look = () => {}; // what goes on when somebody looks
 
 async function run() {
   let offset = await log.open();
@@ -31,7 +37,13 @@ async function run() {
     if (!log.place.childElementCount) log.place.append(note("It printed nothing, or its log is not kept any more."));
     return;
   }
+  whileSeen(() => look(), () => followed.abort());
   for (let pause = 500; ; pause = Math.min(pause * 2, 8000)) {
+    if (document.hidden) {
+      await new Promise((seen) => { look = seen; });
+      changed();
+    }
+    followed = new AbortController();
     try {
       const over = await follow(job, attempt, offset, (frame, bytes) => {
         pause = 500;
@@ -49,13 +61,13 @@ async function run() {
           }
           changed();
         }
-      });
+      }, followed.signal);
       if (over) {
         changed();
         return;
       }
     } catch {
-      // the box is away, or begins anew: it is asked again
+      // the box is away, or begins anew, or nobody looks: it is asked again
     }
     await new Promise((resolve) => { setTimeout(resolve, pause); });
   }
@@ -71,5 +83,5 @@ function note(words) {
 // What is named like a picture and is none stays in the list of files.
 document.addEventListener("error", (event) => event.target.closest?.(".pictures figure")?.remove(), true);
 
-if (finished === "0") setInterval(changed, RENEW_MS);
+if (finished === "0") setInterval(() => { if (!document.hidden) changed(); }, RENEW_MS);
 run();

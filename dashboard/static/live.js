@@ -22,7 +22,7 @@ function draw(frame) {
   for (const gpu of frame.gpus) {
     watts += gpu.raw[1] || 0;
     const card = document.querySelector(`[data-gpu="${CSS.escape(gpu.uuid)}"]`);
-    if (card) drawCard(card, gpu, frame.at);
+    if (card) drawCard(card, gpu, frame.read_at);
     else strange += 1;
   }
   const place = document.getElementById("watts");
@@ -32,6 +32,7 @@ function draw(frame) {
     document.body.dispatchEvent(new Event("cards")); // one came or left
   }
   document.dispatchEvent(new CustomEvent("frame", { detail: frame }));
+  if (performance.now() - told > RENEW_MS) changed(); // energy, peaks and reasons move without a word
 }
 
 function drawCard(card, gpu, at) {
@@ -90,6 +91,7 @@ async function begin() {
 
 // What changed is fetched at once, and then no more than this often: the last word counts.
 const PAUSE_MS = 600;
+const RENEW_MS = 15000;
 let told = 0;
 let due = null;
 
