@@ -56,6 +56,10 @@ def test_of_a_job_the_name_and_the_end_are_told_and_nothing_that_it_was_given() 
     assert told.text == "job 42 (train.py [2J) failed, after 66 min: exit code 3"
     assert (told.title, told.hint, told.kind) == ("attic: job 42 failed", "`runner logs 42`", "failed")
     assert "canary" not in json.dumps(ways.fields(told, "attic"))
+    job.adopts, job.name = [7, 1], "python train.py --key canary"
+    told = messages.of_end(job, "attic", NOW)
+    assert told is not None
+    assert told.text == "job 42 failed, after 66 min: exit code 3", "an adopted process is called after its command"
     assert messages.of_end(a_job(1, words.CANCELLED), "attic", NOW) is None, "who cancelled it knows"
 
 
