@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -27,10 +27,11 @@ from runner.box.sessions import shown
 from runner.box.settings import file_path, variable
 from runner.box.store import Group
 from runner.box.submissions import command
-from runner.model import Job, Principal, Use
+from runner.model import Gpu, Job, Principal, Use
 
 WAITING, FINISHED = 8, 8  # on the overview
 FINISHED_STEP, FINISHED_MAX = 200, 2000  # in the list of jobs
+SHOWN_MAX = 500  # there: of an array of thousands a browser would be sent megabytes, at each change anew
 FORESEEN = 8  # waiting jobs whose start is foreseen: each plays the queue forward
 NOTICES = 100
 TROUBLE = ("critical", "warning")
@@ -123,6 +124,9 @@ class Pages:
         queue = self._waiting(rows, groups, starts, guest(scope))
         unseen = [each for each in daemon.store.notices(None, NOTICES, True) if each.severity in TROUBLE]
         gpus = daemon.gpus.view(now)
+        watts = [
+            gpu.sample.power_watts for gpu in gpus if gpu.sample is not None and gpu.sample.power_watts is not None
+        ]
         return {
             "running": [row for row in rows if row["state"]["text"] in words.ACTIVE],
             "queue": queue[:WAITING],
@@ -136,12 +140,12 @@ class Pages:
             "trouble": unseen[:TROUBLE_MAX],
             "trouble_more": max(0, len(unseen) - TROUBLE_MAX),
             "totals": totals,
-            "watts": sum(gpu.sample.power_watts or 0.0 for gpu in gpus if gpu.sample is not None),
+            "watts": sum(watts) if watts else None,
             "paused": daemon.paused(),
             "draining": daemon.draining,
             "free": sum(gpu.state in (words.FREE, words.ASLEEP) for gpu in gpus),
             "gpu_count": len([gpu for gpu in gpus if gpu.state != words.GONE]),
-            "labels": {gpu.uuid: f"GPU {gpu.index}" for gpu in gpus if gpu.index is not None},
+            "labels": _labels(gpus),
             "may": may(scope),
             "shared": guest(scope),
             "box": daemon.settings.name,
@@ -161,12 +165,9 @@ class Pages:
                 found.append({**own[job.id], "starts_at": starts.get(job.id), "count": 0})
             elif job.group is not None and (group := left.pop(job.group, None)) is not None:
                 (row,) = self._rows([job], veiled)
-                short, more = work.reasons(group.why)
-                told = (
-                    {"reasons": (short, ""), "why": short} if veiled else {"reasons": (short, more), "why": group.why}
-                )
-                whole = {"id": group.group, "count": group.counts[words.QUEUED], **told}
-                found.append({**row, **whole, "starts_at": None})
+                told = {} if veiled else {"reasons": work.reasons(group.why), "why": group.why}
+                whole = {"id": group.group, "count": group.counts[words.QUEUED], "starts_at": None}
+                found.append({**row, **told, **whole})
         return found
 
     def _rows(self, jobs: Sequence[Job], veiled: bool = False) -> list[dict[str, Any]]:
@@ -209,7 +210,8 @@ class Pages:
         found.sort(key=lambda job: job.id, reverse=not up)  # among equals
         more = len(known) - len(daemon.book.jobs) >= finished and finished < FINISHED_MAX
         values = {
-            "rows": sorted(self._rows(found), key=work.SORTS[sort], reverse=not up),
+            "rows": sorted(self._rows(found), key=work.SORTS[sort], reverse=not up)[:SHOWN_MAX],
+            "found": len(found),
             "known": len(known),
             "users": users,
             "states": words.STATES,
@@ -246,7 +248,7 @@ class Pages:
             "previous": self._contents.previous(job),
             "gpus": gpus,
             "had": sorted(job.allotted, key=lambda uuid: (gpus[uuid].index or 0) if uuid in gpus else -1),
-            "labels": {uuid: f"GPU {gpu.index}" for uuid, gpu in gpus.items()},
+            "labels": _labels(gpus.values()),
             "may": may(scope),
             "state_of": work.state,
             "now": now,
@@ -279,8 +281,11 @@ class Pages:
 
     async def events(self, request: Request) -> Response:
         daemon = self._house.daemon
-        labels = {gpu.uuid: f"GPU {gpu.index}" for gpu in daemon.gpus.view(time.time()) if gpu.index is not None}
-        values = {"notices": daemon.store.notices(None, NOTICES, False), "labels": labels, "may": may(request.scope)}
+        values = {
+            "notices": daemon.store.notices(None, NOTICES, False),
+            "labels": _labels(daemon.gpus.view(time.time())),
+            "may": may(request.scope),
+        }
         return render.page("events.html", {**values, **self._base(request.scope, "events")})
 
     async def settings(self, request: Request) -> Response:
@@ -342,6 +347,11 @@ def may(scope: Scope) -> bool:
 def guest(scope: Scope) -> bool:
     """Whether somebody came by a link, who sees no log, file or argument; or was not let in at all."""
     return WHO not in scope or bool(scope[WHO].share)
+
+
+def _labels(gpus: Iterable[Gpu]) -> dict[str, str]:
+    """UUID -> what it is called here; one that left has no number."""
+    return {gpu.uuid: f"GPU {gpu.index}" for gpu in gpus if gpu.index is not None}
 
 
 def _matches(job: Job, state: str, user: str, text: str) -> bool:

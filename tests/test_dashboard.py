@@ -24,7 +24,7 @@ from builders import GIB, a_job
 from test_api import send
 from test_previews import a_png
 
-from dashboard import assets, cards, figures, live, work
+from dashboard import assets, cards, figures, live, pages, work
 from runner import words
 from runner.box.events import Events
 from runner.model import After, Gpu, Process, Sample, Use
@@ -348,6 +348,7 @@ def test_what_a_link_shows_names_no_argument_variable_log_or_file(guest: Browser
         assert 'href="/jobs' not in body, path
         assert "data-act" not in body, path
     assert "open-name" in bodies["/"]
+    assert "runner release" not in bodies["/"], "why a group waits may name what is in its way, as of a job"
     for job in (held, held + 1, long):
         box.post("/jobs/cancel", {"ids": [job], "grace": 0})
 
@@ -698,6 +699,18 @@ def test_a_receipt_says_what_it_cost_and_what_was_left() -> None:
     first, second = work.advice(job, [use], 24 * GIB)
     assert "39 % of the time" in first
     assert "--gpu-mem 10G" in second
+    use = replace(use, peak_bytes=int(1.3 * GIB), xids={"31": 1})
+    assert "--gpu-mem 2G" in work.advice(job, [use], 24 * GIB)[1], "no less than it held"
+    assert {line["name"]: line["value"] for line in work.receipt(job, [use], None, 0.0)}["Xid 31"] == "1 time"
+
+
+def test_what_nobody_tells_is_no_zero_and_what_left_has_no_number(signed_in: Browser) -> None:
+    assert f'<strong id="watts">{DASH}</strong>' in signed_in.get("/").body
+    assert "of 0 GPUs" not in signed_in.get("/queue").body
+    gone = a_gpu()
+    gone.index = None
+    assert pages._labels([a_gpu(), gone]) == {"GPU-1": "GPU 0"}
+    assert pages._labels([gone]) == {}
 
 
 def test_moving_in_the_queue_is_a_priority() -> None:
@@ -734,3 +747,11 @@ def test_every_state_of_a_job_and_of_a_gpu_has_a_sign() -> None:
     assert set(work.SIGNS) == set(words.STATES)
     assert set(cards.STATES) == set(words.GPU_STATES)
     assert len({sign for sign, _ in work.SIGNS.values()}) == len(words.STATES), "never colour alone"
+
+
+def test_of_an_array_of_hundreds_a_page_shows_a_part(signed_in: Browser) -> None:
+    first = signed_in.box.submit(["true"], held=True, name="many", array=list(range(pages.SHOWN_MAX + 20)))
+    body = signed_in.get("/jobs?q=many").body
+    assert body.count('class="lead"') == pages.SHOWN_MAX
+    assert f"{pages.SHOWN_MAX + 20} fit" in body
+    assert f'id="at-{first}"' in signed_in.get("/jobs?q=many&up=1").body
