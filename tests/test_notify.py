@@ -400,6 +400,39 @@ def test_an_end_is_told_when_it_is_durable_and_not_before(tmp_path: Path, monkey
         assert (second.id, words.FAILED) in told
 
 
+def test_what_is_recorded_is_in_the_outbox_whenever_the_daemon_is_killed(tmp_path: Path) -> None:
+    """Between the transaction that records an end, or a notice, and the moment in which somebody hears of it."""
+    chosen = settings(notify_webhook="http://127.0.0.1:1", notify_about="all")
+    with a_hall(tmp_path) as hall:
+        ours = Outbox(chosen, hall.store, print)
+        hall.daemon.ending, hall.daemon.gpus.noticing = ours.ending, ours.noticing
+        hall.daemon.ended = hall.daemon.gpus.noticed = lambda found: None  # who was killed hears nothing
+        job = hall.submit("true")
+        hall.turn()
+        hall.engine.runs(job)
+        hall.turn()
+        hall.engine.ends(job)
+        hall.turn()
+        (told,) = Outbox(chosen, hall.store, print).waiting["webhook"]
+        assert (told.kind, told.job) == ("finished", job.id)
+        hall.daemon.gpus.notify([a_notice("disk")])
+        assert [each.kind for each in Outbox(chosen, hall.store, print).waiting["webhook"]] == ["disk"], (
+            "of this outbox"
+        )
+        ours.noticed([a_notice("hot"), a_notice("xid")])
+        kinds = [each.kind for each in Outbox(chosen, hall.store, print).waiting["webhook"]]
+        assert kinds == ["hot", "xid"], "what was not handed to a transaction is kept, too"
+
+
+def test_an_end_is_written_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Outbox(settings(notify_webhook="http://127.0.0.1:1"), store, print)
+    job = a_job(7, words.FAILED, ended_at=NOW)
+    facts = box.ending([job])
+    monkeypatch.setattr(box, "_save", lambda: pytest.fail("the transaction of the end had it"))
+    box.ended([job])
+    assert facts == {outbox.KEY: box._dumped(box.waiting)}
+
+
 # --- the whole ---
 
 
