@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -398,6 +399,18 @@ def test_an_end_is_told_when_it_is_durable_and_not_before(tmp_path: Path, monkey
         hall.engine.ends(second, reason="exit_code")
         hall.turn()
         assert (second.id, words.FAILED) in told
+
+
+def test_a_flood_does_not_carry_away_what_is_critical(store: Store) -> None:
+    """As of a sweep each of whose jobs has the same fault."""
+    box = Outbox(settings(notify_webhook="http://127.0.0.1:1"), store, lambda said: None)
+    box.noticed([replace(a_notice("gpu_lost"), severity="critical")])
+    box.noticed([a_notice("xid", str(number)) for number in range(3 * outbox.WAITING_MAX)])
+    kept = [each.text for each in box.waiting["webhook"]]
+    assert kept == ["GPU 0 is at 91 °C", *map(str, range(2 * outbox.WAITING_MAX + 1, 3 * outbox.WAITING_MAX))]
+    assert [
+        each.text for each in Outbox(settings(notify_webhook="http://127.0.0.1:1"), store, print).waiting["webhook"]
+    ] == kept
 
 
 def test_what_is_recorded_is_in_the_outbox_whenever_the_daemon_is_killed(tmp_path: Path) -> None:

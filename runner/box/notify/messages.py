@@ -92,6 +92,12 @@ def merged(waiting: Sequence[Message], box: str) -> list[Message]:
     return [one, *(each for each in waiting if each.kind not in OF_JOBS)]
 
 
+def bounded(waiting: Sequence[Message], most: int) -> list[Message]:
+    """As many as there is room for, in their order: of a flood the newest, but what is critical before all else."""
+    ranked = sorted(range(len(waiting)), key=lambda at: (waiting[at].severity == "critical", at), reverse=True)
+    return [waiting[at] for at in sorted(ranked[:most])]
+
+
 def plain(text: str, most: int = TEXT_MAX) -> str:
     """One line without anything that is not text, and not too long."""
     line = "".join(c if c.isprintable() else " " for c in text).strip()

@@ -1,9 +1,9 @@
 """What is not told yet, and who tells it: a task for each way, so that one which hangs is in nobody's way.
 
 At least once: a message comes into the outbox in the transaction that records what it tells, and leaves it when its way
-took it, or refused it for good. A daemon that is killed before it could note that leaves the message to the next one, which
-tells it again: twice is a nuisance, never is a GPU that burns. What leaves untold (refused, too old, too many) is said in
-the daemon's log.
+took it, or refused it for good. A daemon that is killed before it could note that leaves the message to the next one,
+which tells it again: twice is a nuisance, never is a GPU that burns. What leaves untold (refused, too old, too many) is
+said in the daemon's log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from runner.model import Job, Notice
 
 KEY = "outbox"  # in the database
 PAUSES = (5.0, 30.0, 120.0, 600.0, 1800.0)  # seconds after one, two, ... failures in a row
-WAITING_MAX = 100  # messages of a way; of more the oldest go
+WAITING_MAX = 100  # messages of a way; of more the oldest go, and what is critical last
 OLD = 86400.0  # seconds after which nobody wants to know any more
 SECONDS = 15.0  # that a request or a command may take
 SAID_MAX = 4096  # bytes read of what it says
@@ -98,13 +98,14 @@ class Outbox:
         for name, waiting in self.waiting.items():
             if len(more[name]) > WAITING_MAX:
                 self._report(f"{name}: {len(more[name]) - WAITING_MAX} notifications are too many and were not sent")
-            waiting[:] = more[name][-WAITING_MAX:]
+            waiting[:] = messages.bounded(more[name], WAITING_MAX)
             self._woken[name].set()
         if self._dumped(more) != self._kept:  # else it was recorded with what it tells
             self._save()
 
     def _dumped(self, waiting: Mapping[str, Sequence[Message]]) -> str:
-        return json.dumps({name: [asdict(each) for each in found[-WAITING_MAX:]] for name, found in waiting.items()})
+        kept = {name: messages.bounded(found, WAITING_MAX) for name, found in waiting.items()}
+        return json.dumps({name: [asdict(each) for each in found] for name, found in kept.items()})
 
     def _save(self) -> None:
         try:
