@@ -329,6 +329,7 @@ class Pages:
             "shared": guest(scope),
             "now": time.time(),
             "seq": daemon.events.last,
+            "zone": figures.zone(int(time.time()) // figures.DAY),
         }
 
 

@@ -706,6 +706,33 @@ def test_more_tabs_than_a_browser_has_connections(chromium: Browser, box: wire.B
     visit.context.close()
 
 
+def test_a_chart_has_the_boxs_clock_wherever_the_browser_is(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address(), timezone_id="Asia/Kathmandu")
+    page = visit.go("/gpus/1")
+    page.click("[data-range='600']")
+    page.click(".chart >> nth=0 >> summary")
+    last = page.locator(".chart >> nth=0 >> tbody th").last.text_content() or ""
+    lately = [time.localtime(time.time() - ago) for ago in (0, 600)]
+    assert last[:-3] in [f"{each.tm_mday} {time.strftime('%b %H', each)}" for each in lately]
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_back_from_a_filtered_list_the_page_still_lives(chromium: Browser, box: wire.Box) -> None:
+    job = box.submit(["true"], name="go-back", held=True)
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/jobs")
+    page.fill("#filter", "go-back")
+    page.wait_for_url("**q=go-back*")
+    page.go_back()
+    page.wait_for_url(re.compile(r"/jobs$"))
+    page.wait_for_selector("#pause:not([hidden])")
+    page.check(f"#pick-{job}")
+    page.wait_for_selector("#bulk >> text=1 selected")
+    box.post("/jobs/cancel", {"ids": [job], "grace": 0})
+    visit.context.close()
+
+
 def test_figures_move_though_nothing_has_happened(chromium: Browser, box: wire.Box) -> None:
     visit = visit_of(chromium, address_of(box))
     visit.until("document.querySelector('.live.fresh') !== null")

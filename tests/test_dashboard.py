@@ -9,6 +9,7 @@ import http.client
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -632,6 +633,22 @@ def test_a_file_is_sent_compressed_and_once(browser: Browser) -> None:
 )
 def test_a_span_is_short(seconds: float | None, said: str) -> None:
     assert figures.span(seconds) == said
+
+
+def test_clocks_are_the_boxs_also_when_they_are_put_forward_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser draws charts by it, wherever it is."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        found = figures.zone.__wrapped__(20_600)  # 27 May 2026
+        assert found[0][0] == 0
+        assert found[-2:] == [(1761440400, 3600), (1774746000, 7200)], "26 October 2025, 29 March 2026, at 1:00 UTC"
+        monkeypatch.setenv("TZ", "Asia/Kathmandu")
+        time.tzset()
+        assert figures.zone.__wrapped__(20_600) == [(0, 20700)]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

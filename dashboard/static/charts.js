@@ -1,5 +1,5 @@
 // Charts, by uPlot: one time axis and one cursor for all of a page; gaps are gaps; every chart is a table, too.
-import { NONE, clock, day, element } from "./words.js";
+import { NONE, clock, day, element, local } from "./words.js";
 
 const style = () => getComputedStyle(document.documentElement);
 const ink = (name) => style().getPropertyValue(name).trim();
@@ -108,6 +108,7 @@ export function charts(section) {
         width: plotted.clientWidth,
         height: plotted.clientHeight,
         legend: { show: false },
+        tzDate: (at) => uPlot.tzDate(local(at), "Etc/UTC"),
         cursor: { sync: { key: sync.key }, points: { size: 7 }, drag: { x: true, y: false } },
         padding: [8, 6, 0, 0],
         axes: [{ ...axis, space: 70, size: 26, values: times }, { ...axis, size: 48, values: (_, ticks) => ticks.map((tick) => String(Math.round(tick * 100) / 100)) }],
@@ -170,10 +171,7 @@ function bounds(kind, low, high) {
 
 function times(_, ticks) {
   const long = ticks.length > 1 && ticks.at(-1) - ticks[0] > 86400 * 2;
-  return ticks.map((tick) => {
-    const when = new Date(tick * 1000);
-    return long ? day(tick) : when.toTimeString().slice(0, ticks[1] - ticks[0] < 60 ? 8 : 5);
-  });
+  return ticks.map((tick) => (long ? day(tick) : clock(tick).slice(0, ticks[1] - ticks[0] < 60 ? 8 : 5)));
 }
 
 function note(told, band) {

@@ -1,5 +1,6 @@
 // The tab's one stream. Closed while nobody looks, opened again with the tab; what changed meanwhile is said at once.
-import { span } from "./words.js";
+import { now } from "./app.js";
+import { clock, span } from "./words.js";
 
 const LATE = 5; // seconds
 const HIDDEN_MS = 60000;
@@ -75,7 +76,7 @@ export function listen(heard) {
   button.addEventListener("click", () => {
     paused = !paused;
     button.setAttribute("aria-pressed", String(paused));
-    show(paused ? "paused" : "", paused ? `paused ${new Date().toTimeString().slice(0, 5)}` : "live");
+    show(paused ? "paused" : "", paused ? `paused ${clock(now()).slice(0, 5)}` : "live");
     if (!paused) document.body.dispatchEvent(new Event("changed"));
   });
   setInterval(() => {
