@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import tools
 import wire
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
 from test_api import send
 from test_previews import a_png
 
@@ -730,6 +730,21 @@ def test_back_from_a_filtered_list_the_page_still_lives(chromium: Browser, box: 
     page.check(f"#pick-{job}")
     page.wait_for_selector("#bulk >> text=1 selected")
     box.post("/jobs/cancel", {"ids": [job], "grace": 0})
+    visit.context.close()
+
+
+def test_the_page_of_a_job_that_waits_gets_its_charts_when_it_runs(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address())
+    job = visit.page.get_attribute("#running-rows td.lead a", "href") or ""
+
+    def as_before(route: Route) -> None:
+        page = route.fetch().text()
+        route.fulfill(body=page.replace('id="charts"', 'id="charts" hidden'), content_type="text/html")
+
+    visit.page.route(f"**{job}", as_before)
+    visit.go(job)
+    visit.page.wait_for_selector("#charts .chart canvas")
+    assert visit.quiet(), visit.said
     visit.context.close()
 
 

@@ -14,14 +14,18 @@ document.getElementById("log-wrap").addEventListener("click", (event) => {
   event.currentTarget.setAttribute("aria-pressed", String(log.wrap()));
 });
 
-if (section) {
-  const drawn = charts(section);
-  section.addEventListener("zoom", (event) => drawn.load(...(event.detail ? event.detail.map((at) => at.toFixed(0)) : [])));
-  drawn.load();
-  if (finished === "0") {
-    setInterval(() => { if (!document.hidden && !section.querySelector("details[open], .plot:hover")) drawn.load(); }, RENEW_MS);
-  }
+const drawn = section && charts(section);
+let shown = []; // since when, until when: what was dragged over
+
+function draw() {
+  if (section && !section.hidden) drawn.load(...shown);
 }
+
+section?.addEventListener("zoom", (event) => {
+  shown = event.detail ? event.detail.map((at) => at.toFixed(0)) : [];
+  draw();
+});
+draw();
 
 function changed() {
   document.body.dispatchEvent(new Event("changed"));
@@ -54,6 +58,10 @@ async function run() {
           log.skipped(frame.until - offset);
           offset = frame.until;
         } else if (frame.kind === "state") {
+          if (section?.hidden && frame.state === "running") {
+            section.hidden = false;
+            draw();
+          }
           if (frame.attempt > attempt) {
             attempt = frame.attempt;
             offset = 0;
@@ -83,5 +91,11 @@ function note(words) {
 // What is named like a picture and is none stays in the list of files.
 document.addEventListener("error", (event) => event.target.closest?.(".pictures figure")?.remove(), true);
 
-if (finished === "0") setInterval(() => { if (!document.hidden) changed(); }, RENEW_MS);
+if (finished === "0") {
+  setInterval(() => {
+    if (document.hidden) return;
+    changed();
+    if (!shown.length && !section?.querySelector("details[open], .plot:hover")) draw();
+  }, RENEW_MS);
+}
 run();
