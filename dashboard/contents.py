@@ -68,7 +68,7 @@ class Contents:
             "path": path,
             "size": size,
             "picture": previews.picture(head) if size <= previews.PICTURE_BYTES else None,
-            "version": int(changed_at),
+            "version": int(changed_at * 1000),
             "raw": f"/api/v1/jobs/{job_id}/outputs/",
             "back": (f"/jobs/{job_id}#outputs-title", f"Outputs of job {job_id}"),
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +16,7 @@ from dashboard.cards import veiled as veil
 from runner.box.api.house import House, dumps
 
 QUIET_SECONDS = 4.0  # without a reading, after which a frame says so: there is no GPU, or nobody reads them
-VEILED_SECONDS = 300.0
+ASK_SECONDS = 30.0  # after which who looks is asked anew: they may have signed out, or their link may be over
 TROUBLE_SECONDS = 5.0  # that a look at the notices is good for
 NOTICES = 100
 BADGES = {"critical": "-red", "warning": "-amber"}
@@ -46,17 +46,23 @@ class Live:
             self._worst = (now, next((word for kind, word in BADGES.items() if kind in unseen), ""))
         return self._worst[1] or ("-run" if self._house.daemon.book.active else "")
 
-    async def events(self, veiled: bool = False, seen: int | None = None) -> AsyncIterator[bytes]:
-        """veiled: for who came by a link, who has to ask anew now and then, since the link may be over. seen: the last
-        change that they know of; what came since is told at once."""
+    async def events(
+        self, veiled: bool = False, seen: int | None = None, admitted: Callable[[], bool] = lambda: True
+    ) -> AsyncIterator[bytes]:
+        """veiled: for who came by a link. seen: the last change that they know of; what came since is told at once.
+        admitted: whether they still may look."""
         house, clock = self._house, asyncio.get_running_loop().time
         drawn, drawn_at, told_at = -1, 0.0, 0.0
         seen = house.daemon.events.last if seen is None else seen
-        ends_at = clock() + VEILED_SECONDS if veiled else float("inf")
+        ask_at = clock() + ASK_SECONDS
         with house.stream(frames=True) as woken:
             yield b"retry: 1000\n\n"
-            while not house.closing and clock() < ends_at:
+            while not house.closing:
                 woken.clear()
+                if clock() >= ask_at:
+                    if not admitted():
+                        return
+                    ask_at = clock() + ASK_SECONDS
                 if drawn != house.frame or clock() >= drawn_at + QUIET_SECONDS:
                     drawn, drawn_at = house.frame, clock()
                     yield self.frame(veiled)

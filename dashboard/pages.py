@@ -307,14 +307,23 @@ class Pages:
 
     async def live(
         self,
+        request: Request,
         who: Who,
         after: Annotated[int | None, Query(ge=0, le=ID_MAX)] = None,
         last: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=ID_MAX)] = None,
     ) -> Response:
         """The tab's one stream. after: the last change that its page was made from."""
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        events = self._live.events(bool(who.share), after if last is None else last)
+        seen = after if last is None else last
+        events = self._live.events(bool(who.share), seen, lambda: self._admitted(request.scope))
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+
+    def _admitted(self, scope: Scope) -> bool:
+        try:
+            self._house.gate.admit(scope)
+        except errors.Problem:
+            return False
+        return True
 
     def _base(self, scope: Scope, here: str) -> dict[str, Any]:
         daemon = self._house.daemon

@@ -224,6 +224,7 @@ def test_a_page_is_whole_and_keeps_to_a_strict_policy(signed_in: Browser, path: 
     assert "frame-ancestors 'none'" in policy
     assert reply.headers["cache-control"] == "no-store"
     assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["cache-control"] == "no-store"
     tags = _Tags()
     tags.feed(reply.body)
     assert tags.wrong == []
@@ -558,9 +559,14 @@ def test_where_nothing_is_read_the_stream_says_so(monkeypatch: pytest.MonkeyPatc
         events = live.Live(house).events()
         return [await anext(events) for _ in range(4)]
 
+    async def ended() -> list[bytes]:
+        return [each async for each in live.Live(house).events(admitted=lambda: False)]
+
     told = asyncio.run(heard())
     assert all(each.startswith(b"event: frame\n") for each in told[1:])
     assert b"nobody reads them" in told[-1]
+    monkeypatch.setattr(live, "ASK_SECONDS", 0.01)
+    assert len(asyncio.run(ended())) == 2, "who may look no longer hears no more"
 
 
 # --- what they are drawn with ---
