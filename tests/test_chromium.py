@@ -733,6 +733,34 @@ def test_back_from_a_filtered_list_the_page_still_lives(chromium: Browser, box: 
     visit.context.close()
 
 
+def test_six_gpus_in_a_chart_are_told_apart(chromium: Browser, demo: Demo) -> None:
+    """By colours and dashes, and in the table; over days a time has its date."""
+    visit = visit_of(chromium, demo.address())
+    page, now = visit.page, int(time.time())
+    job = page.get_attribute("#running-rows td.lead a", "href") or ""
+    at = list(range(now - 3 * 86400, now, 3600))
+    line = {"mean": [0.5] * len(at), "least": [0.4] * len(at), "most": [0.6] * len(at), "sum": [], "last": []}
+    series = [
+        {"subject": f"GPU-{number:02d}", "kind": "gpu", "lines": {"utilization": line}, "gaps": []}
+        for number in range(6)
+    ]
+    drawn = {"since": at[0], "until": now, "step": 3600, "bucket": 3600, "at": at, "recorded_from": None, "trouble": ""}
+    page.route("**/api/v1/history?*", lambda route: route.fulfill(json={**drawn, "series": series}))
+    visit.go(job)
+    looks = page.locator(".legend svg").evaluate_all(
+        "(all) => all.map((each) => each.getAttribute('class') + each.firstChild.getAttribute('stroke-dasharray'))"
+    )
+    assert len(set(looks)) == 6
+    page.click(".chart summary")
+    assert page.locator(".chart thead th").all_text_contents() == ["", *(f"GPU-{number:02d}" for number in range(6))]
+    assert page.locator(".chart tbody tr >> nth=0 >> td").all_text_contents() == ["50 %"] * 6
+    page.hover(".chart .u-over")
+    assert re.match(r"\d+ \w{3} \d\d:\d\d  50 %", page.text_content(".chart output") or "")
+    assert visit.trouble() == []
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
 def test_the_page_of_a_job_that_waits_gets_its_charts_when_it_runs(chromium: Browser, demo: Demo) -> None:
     visit = visit_of(chromium, demo.address())
     job = visit.page.get_attribute("#running-rows td.lead a", "href") or ""
