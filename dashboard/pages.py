@@ -279,10 +279,14 @@ class Pages:
         more = max(0, len(daemon.book.queued) - len(rows))
         return render.page("queue.html", {**values, "rows": rows, "more": more, **self._base(request.scope, "queue")})
 
-    async def events(self, request: Request) -> Response:
+    async def events(self, request: Request, before: Annotated[int | None, Query(ge=1, le=ID_MAX)] = None) -> Response:
+        """before: older than one of them."""
         daemon = self._house.daemon
+        found = daemon.store.notices(before, NOTICES + 1, False)
         values = {
-            "notices": daemon.store.notices(None, NOTICES, False),
+            "notices": found[:NOTICES],
+            "older": found[NOTICES - 1].id if len(found) > NOTICES else 0,
+            "before": before,
             "labels": _labels(daemon.gpus.view(time.time())),
             "may": may(request.scope),
         }

@@ -16,7 +16,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import tools
@@ -27,8 +27,9 @@ from test_previews import a_png
 
 from dashboard import assets, cards, figures, live, pages, work
 from runner import words
+from runner.box.auth import WHO
 from runner.box.events import Events
-from runner.model import After, Gpu, Process, Sample, Use
+from runner.model import After, Gpu, Notice, Principal, Process, Sample, Use
 
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD = ROOT / "dashboard"
@@ -770,6 +771,23 @@ def test_every_state_of_a_job_and_of_a_gpu_has_a_sign() -> None:
     assert set(work.SIGNS) == set(words.STATES)
     assert set(cards.STATES) == set(words.GPU_STATES)
     assert len({sign for sign, _ in work.SIGNS.values()}) == len(words.STATES), "never colour alone"
+
+
+def test_older_events_are_a_page_away() -> None:
+    known = [Notice(number, 100.0, "hot", "warning", f"event {number}") for number in range(250, 0, -1)]
+    after = lambda before, limit, unseen: [each for each in known if not before or each.id < before][:limit]  # noqa: E731
+    daemon = SimpleNamespace(
+        store=SimpleNamespace(notices=after), gpus=SimpleNamespace(view=lambda now: []), events=Events(),
+        settings=SimpleNamespace(name="attic"), book=SimpleNamespace(active={}),
+    )  # fmt: skip
+    ours, asked = pages.Pages(cast(Any, SimpleNamespace(daemon=daemon))), {WHO: Principal(1, "ann", "submit")}
+    before, seen = None, 0
+    for _ in range(3):
+        body = bytes(asyncio.run(ours.events(cast(Any, SimpleNamespace(scope=asked)), before)).body).decode()
+        seen += len(re.findall(r"<bdi>event \d+</bdi>", body))
+        older = re.search(r"/events\?before=(\d+)\">older", body)
+        before = int(older[1]) if older else None
+    assert (seen, before) == (250, None)
 
 
 def test_of_an_array_of_hundreds_a_page_shows_a_part(signed_in: Browser) -> None:
