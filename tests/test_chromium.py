@@ -691,7 +691,7 @@ def test_more_tabs_than_a_browser_has_connections(chromium: Browser, box: wire.B
     job = box.submit(["sh", "-c", "echo begun; exec sleep 600"])
     visit = visit_of(chromium, address_of(box))
     visit.context.add_init_script(HIDDEN)
-    tabs = [visit.context.new_page() for _ in range(8)]
+    tabs = [visit.context.new_page() for _ in range(7)]
     for number, tab in enumerate(tabs):
         tab.goto(f"{visit.root}/jobs/{job}" if number % 2 else visit.root)
     for tab in tabs:

@@ -25,7 +25,7 @@ from builders import GIB, a_job
 from test_api import send
 from test_previews import a_png
 
-from dashboard import assets, cards, figures, live, pages, work
+from dashboard import assets, cards, contents, figures, live, pages, work
 from runner import words
 from runner.box.auth import WHO
 from runner.box.events import Events
@@ -309,7 +309,7 @@ def guest(box: wire.Box) -> Browser:
 def open_routes(box: wire.Box) -> list[str]:
     """GET routes of the pages and of the API, as the application that answers has them."""
     pages = [*PAGES, "/jobs/1", "/part/jobs/1", "/part/jobs/1/outputs", "/jobs/1/outputs/x", "/jobs/1/picture/x",
-             "/jobs/1/files", "/jobs/1/files/x", "/jobs/1/diff", "/live"]  # fmt: skip
+             "/jobs/1/files", "/jobs/1/files/x", "/jobs/1/diff", "/jobs/1/log", "/live"]  # fmt: skip
     paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
     return [*pages, *(re.sub(r"{\w+}", "1", path) for path, ways in paths.items() if "get" in ways)]
 
@@ -487,6 +487,38 @@ def test_what_cannot_be_shown_is_downloaded_and_never_run(signed_in: Browser, le
         assert reply.headers["content-disposition"] == "attachment"
         assert reply.headers["content-security-policy"] == "default-src 'none'; sandbox"
     assert signed_in.get(f"/jobs/{left}/outputs/none").status == 404
+
+
+def test_a_log_is_downloaded_whole_however_long_it_is(signed_in: Browser) -> None:
+    count = 20 << 20
+    job = signed_in.box.submit(["sh", "-c", f"yes | head -c {count}; echo the end"])
+    signed_in.box.ended(job)
+    (path,) = re.findall(r'href="([^"]+)" download="\d+.log"', signed_in.get(f"/jobs/{job}").body)
+    reply = signed_in.get(path)
+    assert (len(reply.body), reply.body[-8:]) == (count + 8, "the end\n")
+    assert reply.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert reply.headers["content-disposition"] == "attachment"
+    assert signed_in.get("/jobs/99999/log").status == 404
+
+
+def test_what_was_dropped_of_a_log_is_told_in_the_download(tmp_path: Path) -> None:
+    block = 1 << 20
+    with open(tmp_path / "log", "wb") as file:
+        file.write(b"head")
+        file.seek(8 * block)
+        file.write(b"tail")
+
+    async def call(work: Any) -> Any:
+        return work()
+
+    async def whole() -> bytes:
+        log, size = f"{tmp_path}/log", 8 * block + 4
+        return b"".join([each async for each in contents.Contents(house, cast(Any, None))._printed(log, size)])
+
+    house: Any = SimpleNamespace(call=call)
+    text = asyncio.run(whole())
+    assert (text[:4], text[-4:]) == (b"head", b"tail")
+    assert re.search(rb"\n\[\d{7} bytes in the middle were dropped\]\ntail", text)
 
 
 def test_files_and_what_changed_since_the_run_before(signed_in: Browser) -> None:

@@ -5,7 +5,8 @@ import { whileSeen } from "./stream.js";
 
 const place = document.getElementById("job");
 const { job, finished } = place.dataset;
-const log = new Log(document.getElementById("log"), job);
+let attempt = Number(place.dataset.attempt) || 1;
+const log = new Log(document.getElementById("log"), job, attempt);
 const section = document.getElementById("charts");
 const RENEW_MS = 10000;
 
@@ -36,7 +37,6 @@ let look = () => {}; // what goes on when somebody looks
 
 async function run() {
   let offset = await log.open();
-  let attempt = Number(place.dataset.attempt) || 1;
   if (finished === "1") {
     if (!log.place.childElementCount) log.place.append(note("It printed nothing, or its log is not kept any more."));
     return;
