@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -13,13 +14,20 @@ from starlette.responses import Response, StreamingResponse
 
 from dashboard import previews, render
 from runner import comparison, errors
-from runner.box import outputs
+from runner.box import logs, outputs
 from runner.box.api.house import ID_MAX, House, JobId
 from runner.model import Job
 
 OUTPUTS_SHOWN, PICTURES_SHOWN = 200, 24
 FILES_SHOWN = 2000
 DIFFED_FILES, DIFFED_LINES, DIFFED_BYTES = 100, 4000, 256 << 10  # of one page, of one page, of one file
+LOG_PIECE = 1 << 20
+DOWNLOAD_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Content-Disposition": "attachment",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 PICTURE_HEADERS = {  # even opened by itself it is a picture, and nothing else
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Content-Disposition": "inline",
@@ -42,7 +50,28 @@ class Contents:
             "/jobs/{job_id}/files": self.files,
             "/jobs/{job_id}/files/{path:any_path}": self.file,
             "/jobs/{job_id}/diff": self.diff,
+            "/jobs/{job_id}/log": self.log,
         }
+
+    # --- what it printed ---
+
+    async def log(self, job_id: JobId) -> Response:
+        """All of it that is kept, to be downloaded; a gap in its middle is told."""
+        job = self._house.job(job_id)
+        path = self._house.daemon.attempt_dir(job, max(job.attempt, 1)).log
+        pieces = self._printed(path, await self._house.call(lambda: logs.size(path)))
+        return StreamingResponse(pieces, headers=DOWNLOAD_HEADERS, media_type="text/plain; charset=utf-8")
+
+    async def _printed(self, path: str, size: int) -> AsyncIterator[bytes]:
+        at = 0
+        while at < size:
+            begin, data = await self._house.call(partial(_piece, path, at))
+            if begin > at:
+                yield b"\n[%d bytes in the middle were dropped]\n" % (begin - at)
+            if not data:
+                return
+            yield data
+            at = begin + len(data)
 
     # --- what it left ---
 
@@ -68,7 +97,7 @@ class Contents:
             "path": path,
             "size": size,
             "picture": previews.picture(head) if size <= previews.PICTURE_BYTES else None,
-            "version": int(changed_at),
+            "version": int(changed_at * 1000),
             "raw": f"/api/v1/jobs/{job_id}/outputs/",
             "back": (f"/jobs/{job_id}#outputs-title", f"Outputs of job {job_id}"),
         }
@@ -198,6 +227,10 @@ class Contents:
 
     def _path(self, request: Request, after: bytes) -> str:
         return outputs.named(request.scope["raw_path"].partition(after)[2])
+
+
+def _piece(path: str, at: int) -> tuple[int, bytes]:
+    return logs.locate(path, at), logs.read(path, at, LOG_PIECE)
 
 
 def _said(value: object) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left
+from functools import lru_cache
 from urllib.parse import quote
 
 NONE = "\N{EN DASH}"
 GIB, MIB = 1 << 30, 1 << 20
 KWH = 3.6e6  # joules
+DAY, ZONE_DAYS = 86400, 800
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -61,6 +64,23 @@ def moment(at: float | None) -> str:
 
 def clock(at: float) -> str:
     return time.strftime("%H:%M", time.localtime(at))
+
+
+@lru_cache(maxsize=2)
+def zone(today: int) -> list[tuple[int, int]]:
+    """(from when on, seconds ahead of UTC) where the box is, oldest first, for browsers that are somewhere else: as far
+    back as charts go. today: days since 1970."""
+    found = [(0, _ahead((today - ZONE_DAYS) * DAY))]
+    for start in range((today - ZONE_DAYS) * DAY, (today + 2) * DAY, DAY):
+        before, after = _ahead(start), _ahead(start + DAY)
+        if before != after:  # to the second, within that day
+            turned = bisect_left(range(start, start + DAY), True, key=lambda at: _ahead(at) != found[-1][1])
+            found.append((start + turned, after))
+    return found
+
+
+def _ahead(at: int) -> int:
+    return time.localtime(at).tm_gmtoff
 
 
 def energy(joules: float | None) -> str:

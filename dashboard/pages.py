@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Header, Query
 from fastapi.responses import StreamingResponse
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -20,17 +20,18 @@ from dashboard.totals import Sums
 from runner import errors, words
 from runner.box import listing
 from runner.box.api import PREFIX
-from runner.box.api.house import House, JobId, Network, answer
+from runner.box.api.house import ID_MAX, House, JobId, Network, answer
 from runner.box.auth import WHO, Who
 from runner.box.forecast import start_of
 from runner.box.sessions import shown
 from runner.box.settings import file_path, variable
 from runner.box.store import Group
 from runner.box.submissions import command
-from runner.model import Job, Principal, Use
+from runner.model import Gpu, Job, Principal, Use
 
 WAITING, FINISHED = 8, 8  # on the overview
 FINISHED_STEP, FINISHED_MAX = 200, 2000  # in the list of jobs
+SHOWN_MAX = 500  # there: of an array of thousands a browser would be sent megabytes, at each change anew
 FORESEEN = 8  # waiting jobs whose start is foreseen: each plays the queue forward
 NOTICES = 100
 TROUBLE = ("critical", "warning")
@@ -53,7 +54,7 @@ class Pages:
         return (path.startswith("/static/") and method in ("GET", "HEAD")) or path == signin.PATH
 
     def problem(self, scope: Scope, problem: errors.Problem) -> Response:
-        if isinstance(problem, errors.NotTrusted) and scope.get("method") == "GET":
+        if isinstance(problem, errors.NotTrusted) and scope.get("method") == "GET" and not _by_a_page(scope):
             return RedirectResponse(signin.PATH, 303, render.HEADERS)
         values = {"problem": problem, **self._base(scope, "")}
         return render.page("problem.html", values, problem.http_status)
@@ -114,6 +115,7 @@ class Pages:
         return render.page("part.html", await self._work(request.scope))
 
     async def _work(self, scope: Scope) -> dict[str, Any]:
+        totals = await self._sums.now()  # first of all: what follows is of one moment
         daemon, now = self._house.daemon, time.time()
         jobs, groups = listing.overview(daemon, FINISHED, (), now)
         rows = self._rows(jobs, guest(scope))
@@ -122,6 +124,9 @@ class Pages:
         queue = self._waiting(rows, groups, starts, guest(scope))
         unseen = [each for each in daemon.store.notices(None, NOTICES, True) if each.severity in TROUBLE]
         gpus = daemon.gpus.view(now)
+        watts = [
+            gpu.sample.power_watts for gpu in gpus if gpu.sample is not None and gpu.sample.power_watts is not None
+        ]
         return {
             "running": [row for row in rows if row["state"]["text"] in words.ACTIVE],
             "queue": queue[:WAITING],
@@ -134,17 +139,18 @@ class Pages:
             },
             "trouble": unseen[:TROUBLE_MAX],
             "trouble_more": max(0, len(unseen) - TROUBLE_MAX),
-            "totals": await self._sums.now(),
-            "watts": sum(gpu.sample.power_watts or 0.0 for gpu in gpus if gpu.sample is not None),
+            "totals": totals,
+            "watts": sum(watts) if watts else None,
             "paused": daemon.paused(),
             "draining": daemon.draining,
             "free": sum(gpu.state in (words.FREE, words.ASLEEP) for gpu in gpus),
             "gpu_count": len([gpu for gpu in gpus if gpu.state != words.GONE]),
-            "labels": {gpu.uuid: f"GPU {gpu.index}" for gpu in gpus if gpu.index is not None},
+            "labels": _labels(gpus),
             "may": may(scope),
             "shared": guest(scope),
             "box": daemon.settings.name,
             "now": now,
+            "seq": daemon.events.last,
         }
 
     def _waiting(
@@ -159,12 +165,9 @@ class Pages:
                 found.append({**own[job.id], "starts_at": starts.get(job.id), "count": 0})
             elif job.group is not None and (group := left.pop(job.group, None)) is not None:
                 (row,) = self._rows([job], veiled)
-                short, more = work.reasons(group.why)
-                told = (
-                    {"reasons": (short, ""), "why": short} if veiled else {"reasons": (short, more), "why": group.why}
-                )
-                whole = {"id": group.group, "count": group.counts[words.QUEUED], **told}
-                found.append({**row, **whole, "starts_at": None})
+                told = {} if veiled else {"reasons": work.reasons(group.why), "why": group.why}
+                whole = {"id": group.group, "count": group.counts[words.QUEUED], "starts_at": None}
+                found.append({**row, **told, **whole})
         return found
 
     def _rows(self, jobs: Sequence[Job], veiled: bool = False) -> list[dict[str, Any]]:
@@ -207,7 +210,8 @@ class Pages:
         found.sort(key=lambda job: job.id, reverse=not up)  # among equals
         more = len(known) - len(daemon.book.jobs) >= finished and finished < FINISHED_MAX
         values = {
-            "rows": sorted(self._rows(found), key=work.SORTS[sort], reverse=not up),
+            "rows": sorted(self._rows(found), key=work.SORTS[sort], reverse=not up)[:SHOWN_MAX],
+            "found": len(found),
             "known": len(known),
             "users": users,
             "states": words.STATES,
@@ -244,7 +248,7 @@ class Pages:
             "previous": self._contents.previous(job),
             "gpus": gpus,
             "had": sorted(job.allotted, key=lambda uuid: (gpus[uuid].index or 0) if uuid in gpus else -1),
-            "labels": {uuid: f"GPU {gpu.index}" for uuid, gpu in gpus.items()},
+            "labels": _labels(gpus.values()),
             "may": may(scope),
             "state_of": work.state,
             "now": now,
@@ -275,10 +279,17 @@ class Pages:
         more = max(0, len(daemon.book.queued) - len(rows))
         return render.page("queue.html", {**values, "rows": rows, "more": more, **self._base(request.scope, "queue")})
 
-    async def events(self, request: Request) -> Response:
+    async def events(self, request: Request, before: Annotated[int | None, Query(ge=1, le=ID_MAX)] = None) -> Response:
+        """before: older than one of them."""
         daemon = self._house.daemon
-        labels = {gpu.uuid: f"GPU {gpu.index}" for gpu in daemon.gpus.view(time.time()) if gpu.index is not None}
-        values = {"notices": daemon.store.notices(None, NOTICES, False), "labels": labels, "may": may(request.scope)}
+        found = daemon.store.notices(before, NOTICES + 1, False)
+        values = {
+            "notices": found[:NOTICES],
+            "older": found[NOTICES - 1].id if len(found) > NOTICES else 0,
+            "before": before,
+            "labels": _labels(daemon.gpus.view(time.time())),
+            "may": may(request.scope),
+        }
         return render.page("events.html", {**values, **self._base(request.scope, "events")})
 
     async def settings(self, request: Request) -> Response:
@@ -298,10 +309,25 @@ class Pages:
         }
         return render.page("settings.html", {**values, **self._base(request.scope, "settings")})
 
-    async def live(self, who: Who) -> Response:
-        """The tab's one stream."""
+    async def live(
+        self,
+        request: Request,
+        who: Who,
+        after: Annotated[int | None, Query(ge=0, le=ID_MAX)] = None,
+        last: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=ID_MAX)] = None,
+    ) -> Response:
+        """The tab's one stream. after: the last change that its page was made from."""
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._live.events(bool(who.share)), headers=headers, media_type="text/event-stream")
+        seen = after if last is None else last
+        events = self._live.events(bool(who.share), seen, lambda: self._admitted(request.scope))
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+
+    def _admitted(self, scope: Scope) -> bool:
+        try:
+            self._house.gate.admit(scope)
+        except errors.Problem:
+            return False
+        return True
 
     def _base(self, scope: Scope, here: str) -> dict[str, Any]:
         daemon = self._house.daemon
@@ -315,7 +341,16 @@ class Pages:
             "told": self._live.badge() if WHO in scope else "",
             "shared": guest(scope),
             "now": time.time(),
+            "seq": daemon.events.last,
+            "zone": figures.zone(int(time.time()) // figures.DAY),
         }
+
+
+def _by_a_page(scope: Scope) -> bool:
+    """Whether a page asks for a part of itself, which must not turn into the page of the way in."""
+    headers = list(scope["headers"])
+    mode = next((value for name, value in headers if name == b"sec-fetch-mode"), b"navigate")
+    return mode != b"navigate" or any(name == b"hx-request" for name, _ in headers)
 
 
 def may(scope: Scope) -> bool:
@@ -326,6 +361,11 @@ def may(scope: Scope) -> bool:
 def guest(scope: Scope) -> bool:
     """Whether somebody came by a link, who sees no log, file or argument; or was not let in at all."""
     return WHO not in scope or bool(scope[WHO].share)
+
+
+def _labels(gpus: Iterable[Gpu]) -> dict[str, str]:
+    """UUID -> what it is called here; one that left has no number."""
+    return {gpu.uuid: f"GPU {gpu.index}" for gpu in gpus if gpu.index is not None}
 
 
 def _matches(job: Job, state: str, user: str, text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def row(job: Job, uses: Sequence[Use], indices: Mapping[str, int]) -> dict[str, 
         "why": job.why,
         "reasons": reasons(job.why),
         "wants": wants(job),
-        "gpus": ", ".join(sorted(str(indices.get(uuid, "?")) for uuid in job.allotted)),
+        "gpus": ", ".join(sorted((str(indices.get(uuid, "?")) for uuid in job.allotted), key=lambda n: (len(n), n))),
         "submitted_at": job.submitted_at,
         "started_at": job.started_at,
         "ended_at": job.ended_at,
@@ -207,7 +208,9 @@ def receipt(job: Job, uses: Sequence[Use], memory_bytes: int | None, now: float)
         if spent >= 1:
             lines.append(_line(name, figures.span(spent), title="as the driver counted", tone=tone))
     for code, count in _xids(uses).items():
-        lines.append(_line(f"Xid {code}", f"{count} times", title="a fault that the driver laid to it", tone="red"))
+        lines.append(
+            _line(f"Xid {code}", figures.many(count, "time"), title="a fault that the driver laid to it", tone="red")
+        )
     return lines
 
 
@@ -227,7 +230,7 @@ def advice(job: Job, uses: Sequence[Use], memory_bytes: int | None) -> list[str]
             return found
         found.append(
             f"It held {figures.size(top)} of {figures.size(memory_bytes)}: a batch could be larger, or, with "
-            f"--gpu-mem {max(1, round(top * 1.1 / figures.GIB))}G, others could use the rest."
+            f"--gpu-mem {math.ceil(top * 1.1 / figures.GIB)}G, others could use the rest."
         )
     return found
 

@@ -14,7 +14,7 @@ MARKED = {
     "crash": (425.0, "takes minutes"),
     "root": (210.0, "needs root"),
     "box": (1900.0, "needs root and a test bed"),
-    "browser": (100.0, "needs a browser"),
+    "browser": (120.0, "needs a browser"),
     "coverage": (80.0, "takes minutes"),
     "lint": (20.0, "takes a while"),
     "long": (310.0, "takes many seconds a test"),

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import tools
 import wire
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
 from test_api import send
 from test_previews import a_png
 
@@ -677,4 +677,131 @@ def test_who_came_by_a_link_sees_pages_without_doors(chromium: Browser, demo: De
     assert visit.quiet(), visit.said
     visit.go("/jobs/78")
     assert "does not show that" in (page.text_content("main") or "")
+    visit.context.close()
+
+
+# --- tabs that are kept open -----------------------------------------------------------------------------------------
+
+HIDDEN = "Object.defineProperty(document, 'hidden', {configurable: true, get: () => window.away !== false})"
+LOOK = "(away) => { window.away = away; document.dispatchEvent(new Event('visibilitychange')); }"
+
+
+def test_more_tabs_than_a_browser_has_connections(chromium: Browser, box: wire.Box) -> None:
+    """It opens six to one box: those of tabs that nobody looks at are left to the others."""
+    job = box.submit(["sh", "-c", "echo begun; exec sleep 600"])
+    visit = visit_of(chromium, address_of(box))
+    visit.context.add_init_script(HIDDEN)
+    tabs = [visit.context.new_page() for _ in range(7)]
+    for number, tab in enumerate(tabs):
+        tab.goto(f"{visit.root}/jobs/{job}" if number % 2 else visit.root)
+    for tab in tabs:
+        tab.evaluate(LOOK, False)  # somebody looks
+        tab.wait_for_selector("#log >> text=begun" if "/jobs/" in tab.url else ".live.fresh")
+        tab.evaluate(LOOK, True)  # and goes on to the next
+    tabs[0].evaluate(LOOK, False)
+    tabs[0].goto(f"{visit.root}/jobs")
+    box.post("/jobs/cancel", {"ids": [job], "grace": 0})
+    tabs[1].evaluate(LOOK, False)
+    tabs[1].wait_for_selector("text=cancelled")
+    visit.context.close()
+
+
+def test_a_chart_has_the_boxs_clock_wherever_the_browser_is(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address(), timezone_id="Asia/Kathmandu")
+    page = visit.go("/gpus/1")
+    page.click("[data-range='600']")
+    page.click(".chart >> nth=0 >> summary")
+    last = page.locator(".chart >> nth=0 >> tbody th").last.text_content() or ""
+    lately = [time.localtime(time.time() - ago) for ago in (0, 600)]
+    assert last[:-3] in [f"{each.tm_mday} {time.strftime('%b %H', each)}" for each in lately]
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_back_from_a_filtered_list_the_page_still_lives(chromium: Browser, box: wire.Box) -> None:
+    job = box.submit(["true"], name="go-back", held=True)
+    visit = visit_of(chromium, address_of(box))
+    page = visit.go("/jobs")
+    page.fill("#filter", "go-back")
+    page.wait_for_url("**q=go-back*")
+    page.go_back()
+    page.wait_for_url(re.compile(r"/jobs$"))
+    page.wait_for_selector("#pause:not([hidden])")
+    page.check(f"#pick-{job}")
+    page.wait_for_selector("#bulk >> text=1 selected")
+    box.post("/jobs/cancel", {"ids": [job], "grace": 0})
+    visit.context.close()
+
+
+def test_six_gpus_in_a_chart_are_told_apart(chromium: Browser, demo: Demo) -> None:
+    """By colours and dashes, and in the table; over days a time has its date."""
+    visit = visit_of(chromium, demo.address())
+    page, now = visit.page, int(time.time())
+    job = page.get_attribute("#running-rows td.lead a", "href") or ""
+    at = list(range(now - 3 * 86400, now, 3600))
+    line = {"mean": [0.5] * len(at), "least": [0.4] * len(at), "most": [0.6] * len(at), "sum": [], "last": []}
+    series = [
+        {"subject": f"GPU-{number:02d}", "kind": "gpu", "lines": {"utilization": line}, "gaps": []}
+        for number in range(6)
+    ]
+    drawn = {"since": at[0], "until": now, "step": 3600, "bucket": 3600, "at": at, "recorded_from": None, "trouble": ""}
+    page.route("**/api/v1/history?*", lambda route: route.fulfill(json={**drawn, "series": series}))
+    visit.go(job)
+    looks = page.locator(".legend svg").evaluate_all(
+        "(all) => all.map((each) => each.getAttribute('class') + each.firstChild.getAttribute('stroke-dasharray'))"
+    )
+    assert len(set(looks)) == 6
+    page.click(".chart summary")
+    assert page.locator(".chart thead th").all_text_contents() == ["", *(f"GPU-{number:02d}" for number in range(6))]
+    assert page.locator(".chart tbody tr >> nth=0 >> td").all_text_contents() == ["50 %"] * 6
+    page.hover(".chart .u-over")
+    assert re.match(r"\d+ \w{3} \d\d:\d\d  50 %", page.text_content(".chart output") or "")
+    assert visit.trouble() == []
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_the_page_of_a_job_that_waits_gets_its_charts_when_it_runs(chromium: Browser, demo: Demo) -> None:
+    visit = visit_of(chromium, demo.address())
+    job = visit.page.get_attribute("#running-rows td.lead a", "href") or ""
+
+    def as_before(route: Route) -> None:
+        page = route.fetch().text()
+        route.fulfill(body=page.replace('id="charts"', 'id="charts" hidden'), content_type="text/html")
+
+    visit.page.route(f"**{job}", as_before)
+    visit.go(job)
+    visit.page.wait_for_selector("#charts .chart canvas")
+    assert visit.quiet(), visit.said
+    visit.context.close()
+
+
+def test_figures_move_though_nothing_has_happened(chromium: Browser, box: wire.Box) -> None:
+    visit = visit_of(chromium, address_of(box))
+    visit.until("document.querySelector('.live.fresh') !== null")
+    before = len(visit.asked)
+    visit.page.evaluate("(now => { performance.now = () => now.call(performance) + 16000; })(performance.now)")
+    visit.until("document.querySelector('.live.fresh') !== null")
+    tools.wait_until(
+        lambda: visit.page.wait_for_timeout(20) or any("/part/work" in url for url in visit.asked[before:])
+    )
+    visit.context.close()
+
+
+def test_a_tab_whose_session_is_over_shows_the_way_in(chromium: Browser, box: wire.Box) -> None:
+    """It is not put in the place of a part, and a stream that the box refuses is not waited for."""
+    visit = visit_of(chromium, address_of(box))
+    visit.context.add_init_script(HIDDEN)
+    listening, asking = visit.context.new_page(), visit.context.new_page()
+    for tab in (listening, asking):
+        tab.goto(visit.root)
+        tab.evaluate(LOOK, False)
+        tab.wait_for_selector(".live.fresh")
+        tab.evaluate(LOOK, True)
+    visit.page.click("footer button")
+    visit.page.wait_for_url("**/sign-in")
+    asking.evaluate("document.body.dispatchEvent(new Event('changed'))")
+    asking.wait_for_url("**/sign-in")
+    listening.evaluate(LOOK, False)
+    listening.wait_for_url("**/sign-in")
     visit.context.close()

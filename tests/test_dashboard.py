@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import http.client
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pytest
 import tools
@@ -21,9 +25,11 @@ from builders import GIB, a_job
 from test_api import send
 from test_previews import a_png
 
-from dashboard import assets, cards, figures, work
+from dashboard import assets, cards, contents, figures, live, pages, work
 from runner import words
-from runner.model import After, Gpu, Process, Sample, Use
+from runner.box.auth import WHO
+from runner.box.events import Events
+from runner.model import After, Gpu, Notice, Principal, Process, Sample, Use
 
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD = ROOT / "dashboard"
@@ -134,6 +140,13 @@ def test_so_is_the_api_behind_it(browser: Browser, path: str) -> None:
     assert (reply.status, json.loads(reply.body)["code"]) == (401, "not_trusted")
 
 
+@pytest.mark.parametrize("asked", [{"HX_Request": "true"}, {"Sec_Fetch_Mode": "cors", "Sec_Fetch_Site": "same-origin"}])
+def test_a_part_of_a_page_does_not_turn_into_the_way_in(browser: Browser, asked: dict[str, str]) -> None:
+    for path in ("/part/work", "/live"):
+        assert browser.get(path, **asked).status == 401
+    assert browser.get("/", Sec_Fetch_Mode="navigate").status == 303
+
+
 def test_a_code_opens_once(browser: Browser) -> None:
     code = browser.box.post("/dashboard")["code"]
     reply = browser.sign_in(code)
@@ -212,6 +225,7 @@ def test_a_page_is_whole_and_keeps_to_a_strict_policy(signed_in: Browser, path: 
     assert "frame-ancestors 'none'" in policy
     assert reply.headers["cache-control"] == "no-store"
     assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["cache-control"] == "no-store"
     tags = _Tags()
     tags.feed(reply.body)
     assert tags.wrong == []
@@ -303,8 +317,9 @@ def guest(box: wire.Box) -> Browser:
 
 def open_routes(box: wire.Box) -> list[str]:
     """GET routes of the pages and of the API, as the application that answers has them."""
-    pages = [*PAGES, "/jobs/1", "/part/jobs/1", "/part/jobs/1/outputs", "/jobs/1/outputs/x", "/jobs/1/picture/x",
-             "/jobs/1/files", "/jobs/1/files/x", "/jobs/1/diff", "/live"]  # fmt: skip
+    pages = [*PAGES, "/gpus/1", "/jobs/1", "/part/jobs/1", "/part/jobs/1/outputs", "/jobs/1/outputs/x",
+             "/jobs/1/picture/x", "/jobs/1/files", "/jobs/1/files/x", "/jobs/1/diff", "/jobs/1/log",
+             "/live"]  # fmt: skip
     paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
     return [*pages, *(re.sub(r"{\w+}", "1", path) for path, ways in paths.items() if "get" in ways)]
 
@@ -315,9 +330,10 @@ def test_a_link_opens_hardly_any_route(guest: Browser) -> None:
         if path == "/live":
             continue
         status = guest.get(path).status
-        assert status in (200, 403, 404), (path, status)  # 404: let in, but this box has no GPU
+        assert status in (200, 403, 404), (path, status)
         shown |= {path} if status != 403 else set()
-    assert shown == {"/", "/part/work", "/queue", "/api/v1/history", "/api/v1/gpus/1/traffic"}
+    gpu = {"/gpus/1", "/api/v1/gpus/1/traffic"}  # which there is none
+    assert shown == {"/", "/part/work", "/queue", "/api/v1/history", *gpu}
     paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
     for path, ways in paths.items():
         for method in ways.keys() - {"get"}:
@@ -346,6 +362,7 @@ def test_what_a_link_shows_names_no_argument_variable_log_or_file(guest: Browser
         assert 'href="/jobs' not in body, path
         assert "data-act" not in body, path
     assert "open-name" in bodies["/"]
+    assert "runner release" not in bodies["/"], "why a group waits may name what is in its way, as of a job"
     for job in (held, held + 1, long):
         box.post("/jobs/cancel", {"ids": [job], "grace": 0})
 
@@ -483,6 +500,38 @@ def test_what_cannot_be_shown_is_downloaded_and_never_run(signed_in: Browser, le
     assert signed_in.get(f"/jobs/{left}/outputs/none").status == 404
 
 
+def test_a_log_is_downloaded_whole_however_long_it_is(signed_in: Browser) -> None:
+    count = 20 << 20
+    job = signed_in.box.submit(["sh", "-c", f"yes | head -c {count}; echo the end"])
+    signed_in.box.ended(job)
+    (path,) = re.findall(r'href="([^"]+)" download="\d+.log"', signed_in.get(f"/jobs/{job}").body)
+    reply = signed_in.get(path)
+    assert (len(reply.body), reply.body[-8:]) == (count + 8, "the end\n")
+    assert reply.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert reply.headers["content-disposition"] == "attachment"
+    assert signed_in.get("/jobs/99999/log").status == 404
+
+
+def test_what_was_dropped_of_a_log_is_told_in_the_download(tmp_path: Path) -> None:
+    block = 1 << 20
+    with open(tmp_path / "log", "wb") as file:
+        file.write(b"head")
+        file.seek(8 * block)
+        file.write(b"tail")
+
+    async def call(work: Any) -> Any:
+        return work()
+
+    async def whole() -> bytes:
+        log, size = f"{tmp_path}/log", 8 * block + 4
+        return b"".join([each async for each in contents.Contents(house, cast(Any, None))._printed(log, size)])
+
+    house: Any = SimpleNamespace(call=call)
+    text = asyncio.run(whole())
+    assert (text[:4], text[-4:]) == (b"head", b"tail")
+    assert re.search(rb"\n\[\d{7} bytes in the middle were dropped\]\ntail", text)
+
+
 def test_files_and_what_changed_since_the_run_before(signed_in: Browser) -> None:
     box = signed_in.box
     once = {"main.py": b"print('<b>one')\n", "pic": b"\0\1", "gone.txt": b"x\n"}
@@ -510,17 +559,58 @@ def test_files_and_what_changed_since_the_run_before(signed_in: Browser) -> None
     assert "without files" in signed_in.get("/jobs/1/files").body
 
 
-def test_the_stream_tells_of_changes(signed_in: Browser) -> None:
-    line = http.client.HTTPConnection("127.0.0.1", signed_in.port, timeout=20)
+@contextmanager
+def stream(browser: Browser, path: str = "/live", **headers: str) -> Iterator[http.client.HTTPResponse]:
+    line = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=20)
     try:
-        line.request("GET", "/live", headers={"Cookie": signed_in.cookie, "Host": f"127.0.0.1:{signed_in.port}"})
+        line.request("GET", path, headers={"Cookie": browser.cookie, "Host": f"127.0.0.1:{browser.port}", **headers})
         reply = line.getresponse()
         assert reply.getheader("content-type", "").startswith("text/event-stream")
         assert reply.readline() == b"retry: 1000\n"
-        signed_in.box.submit(["true"], held=True)
-        tools.wait_until(lambda: reply.readline() == b"event: changed\n")
+        yield reply
     finally:
         line.close()
+
+
+def test_the_stream_tells_of_changes(signed_in: Browser) -> None:
+    with stream(signed_in) as reply:
+        signed_in.box.submit(["true"], held=True)
+        tools.wait_until(lambda: reply.readline() == b"event: changed\n")
+
+
+def test_the_stream_tells_what_changed_since_the_page_was_made(signed_in: Browser) -> None:
+    known = re.findall(r'data-seq="(\d+)"', signed_in.get("/").body)[0]
+    signed_in.box.submit(["true"], held=True)
+    with stream(signed_in, f"/live?after={known}") as reply:
+        line = tools.wait_until(lambda: re.fullmatch(rb"id: (\d+)\n", reply.readline()))
+    with stream(signed_in, f"/live?after={known}", **{"Last-Event-ID": line[1].decode()}) as reply:
+        signed_in.box.submit(["true"], held=True)  # nothing else is told anew
+        assert int(tools.wait_until(lambda: re.fullmatch(rb"id: (\d+)\n", reply.readline()))[1]) > int(line[1])
+
+
+def test_where_nothing_is_read_the_stream_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box without GPUs is no box that is away; and a reader of GPUs that died is told in tabs that are open."""
+    monkeypatch.setattr(live, "QUIET_SECONDS", 0.02)
+    gpus = SimpleNamespace(silence=lambda now: "nobody reads them", view=lambda now: [], hint=lambda: "")
+    daemon = SimpleNamespace(
+        gpus=gpus, events=Events(), book=SimpleNamespace(active={}), store=SimpleNamespace(notices=lambda *asked: [])
+    )
+    house: Any = SimpleNamespace(
+        frame=0, closing=False, daemon=daemon, stream=lambda frames: nullcontext(asyncio.Event())
+    )
+
+    async def heard() -> list[bytes]:
+        events = live.Live(house).events()
+        return [await anext(events) for _ in range(4)]
+
+    async def ended() -> list[bytes]:
+        return [each async for each in live.Live(house).events(admitted=lambda: False)]
+
+    told = asyncio.run(heard())
+    assert all(each.startswith(b"event: frame\n") for each in told[1:])
+    assert b"nobody reads them" in told[-1]
+    monkeypatch.setattr(live, "ASK_SECONDS", 0.01)
+    assert len(asyncio.run(ended())) == 2, "who may look no longer hears no more"
 
 
 # --- what they are drawn with ---
@@ -595,6 +685,22 @@ def test_a_span_is_short(seconds: float | None, said: str) -> None:
     assert figures.span(seconds) == said
 
 
+def test_clocks_are_the_boxs_also_when_they_are_put_forward_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser draws charts by it, wherever it is."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        found = figures.zone.__wrapped__(20_600)  # 27 May 2026
+        assert found[0][0] == 0
+        assert found[-2:] == [(1761440400, 3600), (1774746000, 7200)], "26 October 2025, 29 March 2026, at 1:00 UTC"
+        monkeypatch.setenv("TZ", "Asia/Kathmandu")
+        time.tzset()
+        assert figures.zone.__wrapped__(20_600) == [(0, 20700)]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 @pytest.mark.parametrize(
     ("joules", "said"), [(None, DASH), (0, "0.0 Wh"), (36, "< 0.1 Wh"), (36000, "10 Wh"), (3.6e6, "1.00 kWh")]
 )
@@ -660,6 +766,18 @@ def test_a_receipt_says_what_it_cost_and_what_was_left() -> None:
     first, second = work.advice(job, [use], 24 * GIB)
     assert "39 % of the time" in first
     assert "--gpu-mem 10G" in second
+    use = replace(use, peak_bytes=int(1.3 * GIB), xids={"31": 1})
+    assert "--gpu-mem 2G" in work.advice(job, [use], 24 * GIB)[1], "no less than it held"
+    assert {line["name"]: line["value"] for line in work.receipt(job, [use], None, 0.0)}["Xid 31"] == "1 time"
+
+
+def test_what_nobody_tells_is_no_zero_and_what_left_has_no_number(signed_in: Browser) -> None:
+    assert f'<strong id="watts">{DASH}</strong>' in signed_in.get("/").body
+    assert "of 0 GPUs" not in signed_in.get("/queue").body
+    gone = a_gpu()
+    gone.index = None
+    assert pages._labels([a_gpu(), gone]) == {"GPU-1": "GPU 0"}
+    assert pages._labels([gone]) == {}
 
 
 def test_moving_in_the_queue_is_a_priority() -> None:
@@ -696,3 +814,28 @@ def test_every_state_of_a_job_and_of_a_gpu_has_a_sign() -> None:
     assert set(work.SIGNS) == set(words.STATES)
     assert set(cards.STATES) == set(words.GPU_STATES)
     assert len({sign for sign, _ in work.SIGNS.values()}) == len(words.STATES), "never colour alone"
+
+
+def test_older_events_are_a_page_away() -> None:
+    known = [Notice(number, 100.0, "hot", "warning", f"event {number}") for number in range(250, 0, -1)]
+    after = lambda before, limit, unseen: [each for each in known if not before or each.id < before][:limit]  # noqa: E731
+    daemon = SimpleNamespace(
+        store=SimpleNamespace(notices=after), gpus=SimpleNamespace(view=lambda now: []), events=Events(),
+        settings=SimpleNamespace(name="attic"), book=SimpleNamespace(active={}),
+    )  # fmt: skip
+    ours, asked = pages.Pages(cast(Any, SimpleNamespace(daemon=daemon))), {WHO: Principal(1, "ann", "submit")}
+    before, seen = None, 0
+    for _ in range(3):
+        body = bytes(asyncio.run(ours.events(cast(Any, SimpleNamespace(scope=asked)), before)).body).decode()
+        seen += len(re.findall(r"<bdi>event \d+</bdi>", body))
+        older = re.search(r"/events\?before=(\d+)\">older", body)
+        before = int(older[1]) if older else None
+    assert (seen, before) == (250, None)
+
+
+def test_of_an_array_of_hundreds_a_page_shows_a_part(signed_in: Browser) -> None:
+    first = signed_in.box.submit(["true"], held=True, name="many", array=list(range(pages.SHOWN_MAX + 20)))
+    body = signed_in.get("/jobs?q=many").body
+    assert body.count('class="lead"') == pages.SHOWN_MAX
+    assert f"{pages.SHOWN_MAX + 20} fit" in body
+    assert f'id="at-{first}"' in signed_in.get("/jobs?q=many&up=1").body

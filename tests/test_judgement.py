@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from builders import Hall, a_hall, a_process, a_reading
 
 from runner.box.gpus.judgement import GIB, Held, Judge, Scene, full_in
+from runner.box.gpus.notices import Once
 from runner.box.gpus.observer import Observer
 from runner.model import Notice
 
@@ -242,3 +244,19 @@ def test_a_card_that_left_is_noticed(tmp_path: Path) -> None:
         (notice,) = hall.store.notices()
         assert (notice.kind, notice.gpu) == ("gpu_lost", CARD)
         assert "is missing since" in notice.text
+
+
+def test_what_gets_worse_is_told_and_a_new_daemon_does_not_begin_anew() -> None:
+    low, full = Notice(0, T, "disk", "warning", "low"), Notice(0, T + 60, "disk", "critical", "full")
+    once = Once()
+    assert once.new([low]) == [low]
+    assert once.new([replace(low, at=T + 30), full]) == [full], "within ten minutes, but worse"
+    fault = Notice(0, T, "xid", "critical", "off the bus", gpu=CARD, code=79)
+    later = Once()  # of the next daemon, an hour later: the disk is as it was
+    later.remember([low, full, fault])
+    again = [replace(each, at=T + 3600) for each in (low, full, fault)]
+    assert later.new(again) == [again[2]]
+    assert later.new([replace(low, at=T + 9000)]), "it was better meanwhile: its judge says so once while it lasts"
+    eve = Once()
+    eve.remember([low])
+    assert eve.new([replace(low, at=T + 2 * 86400)])

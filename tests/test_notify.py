@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ def test_of_a_job_the_name_and_the_end_are_told_and_nothing_that_it_was_given() 
     assert told.text == "job 42 (train.py [2J) failed, after 66 min: exit code 3"
     assert (told.title, told.hint, told.kind) == ("attic: job 42 failed", "`runner logs 42`", "failed")
     assert "canary" not in json.dumps(ways.fields(told, "attic"))
+    job.adopts, job.name = [7, 1], "python train.py --key canary"
+    told = messages.of_end(job, "attic", NOW)
+    assert told is not None
+    assert told.text == "job 42 failed, after 66 min: exit code 3", "an adopted process is called after its command"
     assert messages.of_end(a_job(1, words.CANCELLED), "attic", NOW) is None, "who cancelled it knows"
 
 
@@ -394,6 +399,51 @@ def test_an_end_is_told_when_it_is_durable_and_not_before(tmp_path: Path, monkey
         hall.engine.ends(second, reason="exit_code")
         hall.turn()
         assert (second.id, words.FAILED) in told
+
+
+def test_a_flood_does_not_carry_away_what_is_critical(store: Store) -> None:
+    """As of a sweep each of whose jobs has the same fault."""
+    box = Outbox(settings(notify_webhook="http://127.0.0.1:1"), store, lambda said: None)
+    box.noticed([replace(a_notice("gpu_lost"), severity="critical")])
+    box.noticed([a_notice("xid", str(number)) for number in range(3 * outbox.WAITING_MAX)])
+    kept = [each.text for each in box.waiting["webhook"]]
+    assert kept == ["GPU 0 is at 91 °C", *map(str, range(2 * outbox.WAITING_MAX + 1, 3 * outbox.WAITING_MAX))]
+    assert [
+        each.text for each in Outbox(settings(notify_webhook="http://127.0.0.1:1"), store, print).waiting["webhook"]
+    ] == kept
+
+
+def test_what_is_recorded_is_in_the_outbox_whenever_the_daemon_is_killed(tmp_path: Path) -> None:
+    """Between the transaction that records an end, or a notice, and the moment in which somebody hears of it."""
+    chosen = settings(notify_webhook="http://127.0.0.1:1", notify_about="all")
+    with a_hall(tmp_path) as hall:
+        ours = Outbox(chosen, hall.store, print)
+        hall.daemon.ending, hall.daemon.gpus.noticing = ours.ending, ours.noticing
+        hall.daemon.ended = hall.daemon.gpus.noticed = lambda found: None  # who was killed hears nothing
+        job = hall.submit("true")
+        hall.turn()
+        hall.engine.runs(job)
+        hall.turn()
+        hall.engine.ends(job)
+        hall.turn()
+        (told,) = Outbox(chosen, hall.store, print).waiting["webhook"]
+        assert (told.kind, told.job) == ("finished", job.id)
+        hall.daemon.gpus.notify([a_notice("disk")])
+        assert [each.kind for each in Outbox(chosen, hall.store, print).waiting["webhook"]] == ["disk"], (
+            "of this outbox"
+        )
+        ours.noticed([a_notice("hot"), a_notice("xid")])
+        kinds = [each.kind for each in Outbox(chosen, hall.store, print).waiting["webhook"]]
+        assert kinds == ["hot", "xid"], "what was not handed to a transaction is kept, too"
+
+
+def test_an_end_is_written_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Outbox(settings(notify_webhook="http://127.0.0.1:1"), store, print)
+    job = a_job(7, words.FAILED, ended_at=NOW)
+    facts = box.ending([job])
+    monkeypatch.setattr(box, "_save", lambda: pytest.fail("the transaction of the end had it"))
+    box.ended([job])
+    assert facts == {outbox.KEY: box._dumped(box.waiting)}
 
 
 # --- the whole ---

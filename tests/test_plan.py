@@ -540,6 +540,7 @@ PLAY = """---
 """
 
 
+@pytest.mark.long
 def test_the_roles_print_the_plan_change_nothing_and_stop_where_they_must(tmp_path: Path) -> None:
     """Three computers in one play with --check: one to begin with, one with a wish too many, one not to be touched."""
     command = Path(sys.executable).parent / "ansible-playbook"

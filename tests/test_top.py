@@ -247,6 +247,14 @@ def press(made: top.Top, keys: str) -> None:
         made.press(key, None)  # type: ignore[arg-type]
 
 
+def test_what_changed_before_the_stream_began_is_asked_for(ours: tuple[top.Top, _Api]) -> None:
+    """The jobs are asked for first: what happens in between is told by the number of the last change."""
+    made, _ = ours
+    assert made._path() == "/live", "of a box that is older"
+    made._look = ({"seq": 7}, None)
+    assert made._path() == "/live?after=7"
+
+
 def test_nothing_is_ended_without_a_yes(ours: tuple[top.Top, _Api]) -> None:
     made, api = ours
     press(made, "c")

@@ -1,5 +1,5 @@
 // Charts, by uPlot: one time axis and one cursor for all of a page; gaps are gaps; every chart is a table, too.
-import { NONE, clock, day, element } from "./words.js";
+import { NONE, clock, day, element, local } from "./words.js";
 
 const style = () => getComputedStyle(document.documentElement);
 const ink = (name) => style().getPropertyValue(name).trim();
@@ -17,6 +17,7 @@ const KINDS = [
 const SLOW = new Set(["fan"]); // read every five seconds: in between it is what it was
 const SLOW_SECONDS = 6;
 const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
+const dash = (index) => DASHES[(index + (index >> 2)) % 4]; // with four colours, sixteen lines that differ
 
 // --- the small one of a card ---------------------------------------------------------------------------------------
 
@@ -79,14 +80,15 @@ export function charts(section) {
     for (const plot of shown) plot.destroy();
     const labels = JSON.parse(section.dataset.labels || "{}");
     const called = (series) => labels[series.subject] || series.subject;
-    const gpus = told.series.filter((series) => series.kind === "gpu").sort((one, other) => called(one).localeCompare(called(other)));
-    const made = KINDS.slice(0, Number(section.dataset.kinds) || KINDS.length).map((kind) => chart(kind, told, gpus)).filter(Boolean);
+    const gpus = told.series.filter((series) => series.kind === "gpu").sort((one, other) => called(one).localeCompare(called(other), "en", { numeric: true }));
+    const made = KINDS.slice(0, Number(section.dataset.kinds) || KINDS.length).map((kind) => chart(kind, told, gpus, called)).filter(Boolean);
     place.replaceChildren(...(gpus.length > 1 ? [legend(gpus, called)] : []), ...made.map((each) => each.figure));
     shown = made.map((each) => each.begin());
   }
 
-  function chart(kind, told, gpus) {
-    const lines = gpus.map((series) => series.lines[kind.column]).filter(Boolean);
+  function chart(kind, told, gpus, called) {
+    const drawn = gpus.filter((series) => series.lines[kind.column]);
+    const lines = drawn.map((series) => series.lines[kind.column]);
     if (!lines.length || !lines.some((line) => line.mean.some((value) => value !== null))) return null;
     const scaled = (values) => values.map((value) => (value === null ? null : value * kind.factor));
     const means = lines.map((line) => (SLOW.has(kind.column) ? carried(told.at, line.mean) : line.mean));
@@ -99,7 +101,7 @@ export function charts(section) {
     const output = element("output", {}, say(latest));
     const title = element("figcaption", {}, element("strong", {}, kind.name), output);
     const plotted = element("div", { class: "plot", role: "img", "aria-label": `${kind.name}: last ${say(latest)}, least ${say(least(values))}, most ${say(most(values))}` });
-    const figure = element("figure", { class: "chart" }, title, plotted, element("p", { class: "note" }, note(told, band)), table(kind, told.at, data[1], say));
+    const figure = element("figure", { class: "chart" }, title, plotted, element("p", { class: "note" }, note(told, band)), table(kind, told.at, data.slice(1, lines.length + 1), drawn.map(called), say));
 
     function begin() {
       const colours = ["--s1", "--s2", "--s3", "--s4"].map(ink);
@@ -108,17 +110,18 @@ export function charts(section) {
         width: plotted.clientWidth,
         height: plotted.clientHeight,
         legend: { show: false },
+        tzDate: (at) => uPlot.tzDate(local(at), "Etc/UTC"),
         cursor: { sync: { key: sync.key }, points: { size: 7 }, drag: { x: true, y: false } },
         padding: [8, 6, 0, 0],
         axes: [{ ...axis, space: 70, size: 26, values: times }, { ...axis, size: 48, values: (_, ticks) => ticks.map((tick) => String(Math.round(tick * 100) / 100)) }],
         scales: { x: { range: () => [told.since, told.until] }, y: { range: (_, least, most) => bounds(kind, least, most) } },
         series: [{}, ...lines.map((_, index) => ({
-          stroke: colours[index % 4], width: 1.6, dash: DASHES[index % 4], points: { show: false },
+          stroke: colours[gpus.indexOf(drawn[index]) % 4], width: 1.6, dash: dash(gpus.indexOf(drawn[index])), points: { show: false },
           fill: kind.fill && lines.length === 1 && !band ? `${colours[0]}22` : undefined,
         })), ...(band ? [{ points: { show: false }, width: 0 }, { points: { show: false }, width: 0 }] : [])],
         bands: band ? [{ series: [2, 3], fill: `${colours[0]}30` }] : [],
         hooks: {
-          setCursor: [(self) => { const at = self.cursor.idx; output.textContent = at === null || at === undefined ? say(latest) : `${clock(told.at[at])}  ${lines.map((_, index) => say(data[index + 1][at])).join("  ")}`; }],
+          setCursor: [(self) => { const at = self.cursor.idx; output.textContent = at === null || at === undefined ? say(latest) : `${clock(told.at[at], long(told))}  ${lines.map((_, index) => say(data[index + 1][at])).join("  ")}`; }],
           setSelect: [(self) => {
             if (self.select.width < 4) return;
             zoom = [self.posToVal(self.select.left, "x"), self.posToVal(self.select.left + self.select.width, "x")];
@@ -144,7 +147,7 @@ function legend(gpus, called) {
     const sample = document.createElementNS(space, "svg");
     for (const [key, value] of Object.entries({ width: 28, height: 8, "aria-hidden": "true", class: `line${(index % 4) + 1}` })) sample.setAttribute(key, value);
     const line = document.createElementNS(space, "line");
-    const drawn = { x1: 0, x2: 28, y1: 4, y2: 4, "stroke-width": 2, "stroke-dasharray": DASHES[index % 4].join(" ") };
+    const drawn = { x1: 0, x2: 28, y1: 4, y2: 4, "stroke-width": 2, "stroke-dasharray": dash(index).join(" ") };
     for (const [key, value] of Object.entries(drawn)) line.setAttribute(key, value);
     sample.append(line);
     return element("span", {}, sample, called(series));
@@ -170,18 +173,17 @@ function bounds(kind, low, high) {
 
 function times(_, ticks) {
   const long = ticks.length > 1 && ticks.at(-1) - ticks[0] > 86400 * 2;
-  return ticks.map((tick) => {
-    const when = new Date(tick * 1000);
-    return long ? day(tick) : when.toTimeString().slice(0, ticks[1] - ticks[0] < 60 ? 8 : 5);
-  });
+  return ticks.map((tick) => (long ? day(tick) : clock(tick).slice(0, ticks[1] - ticks[0] < 60 ? 8 : 5)));
 }
+
+const long = (told) => told.until - told.since > 86400; // a time of day would not say of which
 
 function note(told, band) {
   const parts = [];
   if (told.bucket > 1) parts.push(`mean of ${told.bucket < 60 ? `${told.bucket} s` : told.bucket < 3600 ? `${told.bucket / 60} min` : `${told.bucket / 3600} h`}${band ? ", band: least to most" : ""}`);
   if (told.recorded_from && told.recorded_from > told.since + 1) parts.push(`recording began ${clock(told.recorded_from, true)}`);
   const gap = told.series.flatMap((series) => series.gaps).at(-1);
-  if (gap) parts.push(`no data ${clock(gap.began)} to ${clock(gap.ended)}: ${gap.why}`);
+  if (gap) parts.push(`no data ${clock(gap.began, long(told))} to ${clock(gap.ended, long(told))}: ${gap.why}`);
   if (told.trouble) parts.push(told.trouble);
   return parts.join(" · ");
 }
@@ -216,14 +218,16 @@ function gaps(plot, told, gpus) {
   ctx.restore();
 }
 
-function table(kind, at, values, say) {
+function table(kind, at, columns, names, say) {
   const details = element("details", {}, element("summary", {}, "as a table"));
   details.addEventListener("toggle", () => {
     if (!details.open || details.querySelector("table")) return;
     const step = Math.max(1, Math.ceil(at.length / TABLE_ROWS));
-    const rows = at.map((each, index) => [each, values[index]]).filter((_, index) => index % step === 0);
-    const body = element("tbody", {}, ...rows.map(([each, value]) => element("tr", {}, element("th", { scope: "row" }, clock(each, true)), element("td", {}, say(value)))));
-    details.append(element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${kind.name} as a table` }, element("table", {}, body)));
+    const row = (first, scope, cells) => element("tr", {}, element("th", { scope }, first), ...cells);
+    const head = names.length > 1 ? [element("thead", {}, row("", "col", names.map((name) => element("th", { scope: "col" }, name))))] : [];
+    const rows = at.flatMap((each, index) => (index % step ? [] : [row(clock(each, true), "row", columns.map((values) => element("td", {}, say(values[index]))))]));
+    const body = element("table", {}, ...head, element("tbody", {}, ...rows));
+    details.append(element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${kind.name} as a table` }, body));
   });
   return details;
 }

@@ -1,10 +1,12 @@
 // A job's page. While it is not over, the tab's one stream is that of its log, which tells its states, too.
 import { charts } from "./charts.js";
 import { Log, follow } from "./log.js";
+import { whileSeen } from "./stream.js";
 
 const place = document.getElementById("job");
 const { job, finished } = place.dataset;
-const log = new Log(document.getElementById("log"), job);
+let attempt = Number(place.dataset.attempt) || 1;
+const log = new Log(document.getElementById("log"), job, attempt);
 const section = document.getElementById("charts");
 const RENEW_MS = 10000;
 
@@ -13,25 +15,39 @@ document.getElementById("log-wrap").addEventListener("click", (event) => {
   event.currentTarget.setAttribute("aria-pressed", String(log.wrap()));
 });
 
-if (section) {
-  const drawn = charts(section);
-  section.addEventListener("zoom", (event) => drawn.load(...(event.detail ? event.detail.map((at) => at.toFixed(0)) : [])));
-  drawn.load();
-  if (finished === "0") setInterval(() => { if (!section.querySelector("details[open], .plot:hover")) drawn.load(); }, RENEW_MS);
+const drawn = section && charts(section);
+let shown = []; // since when, until when: what was dragged over
+
+function draw() {
+  if (section && !section.hidden) drawn.load(...shown);
 }
+
+section?.addEventListener("zoom", (event) => {
+  shown = event.detail ? event.detail.map((at) => at.toFixed(0)) : [];
+  draw();
+});
+draw();
 
 function changed() {
   document.body.dispatchEvent(new Event("changed"));
 }
 
+let followed = new AbortController();
+let look = () => {}; // what goes on when somebody looks
+
 async function run() {
   let offset = await log.open();
-  let attempt = Number(place.dataset.attempt) || 1;
   if (finished === "1") {
     if (!log.place.childElementCount) log.place.append(note("It printed nothing, or its log is not kept any more."));
     return;
   }
+  whileSeen(() => look(), () => followed.abort());
   for (let pause = 500; ; pause = Math.min(pause * 2, 8000)) {
+    if (document.hidden) {
+      await new Promise((seen) => { look = seen; });
+      changed();
+    }
+    followed = new AbortController();
     try {
       const over = await follow(job, attempt, offset, (frame, bytes) => {
         pause = 500;
@@ -42,6 +58,10 @@ async function run() {
           log.skipped(frame.until - offset);
           offset = frame.until;
         } else if (frame.kind === "state") {
+          if (section?.hidden && frame.state === "running") {
+            section.hidden = false;
+            draw();
+          }
           if (frame.attempt > attempt) {
             attempt = frame.attempt;
             offset = 0;
@@ -49,13 +69,13 @@ async function run() {
           }
           changed();
         }
-      });
+      }, followed.signal);
       if (over) {
         changed();
         return;
       }
     } catch {
-      // the box is away, or begins anew: it is asked again
+      // the box is away, or begins anew, or nobody looks: it is asked again
     }
     await new Promise((resolve) => { setTimeout(resolve, pause); });
   }
@@ -71,5 +91,11 @@ function note(words) {
 // What is named like a picture and is none stays in the list of files.
 document.addEventListener("error", (event) => event.target.closest?.(".pictures figure")?.remove(), true);
 
-if (finished === "0") setInterval(changed, RENEW_MS);
+if (finished === "0") {
+  setInterval(() => {
+    if (document.hidden) return;
+    changed();
+    if (!shown.length && !section?.querySelector("details[open], .plot:hover")) draw();
+  }, RENEW_MS);
+}
 run();

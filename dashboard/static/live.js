@@ -1,6 +1,6 @@
 // GPUs as they are now: the words come ready from the box, and are put where they stood.
 import { listen } from "./stream.js";
-import { element, span, text } from "./words.js";
+import { NONE, element, span, text } from "./words.js";
 import { now } from "./app.js";
 import { spark } from "./charts.js";
 import { keeping } from "./focus.js";
@@ -17,21 +17,21 @@ function draw(frame) {
   }
   const icon = document.querySelector("link[rel=icon]");
   if (icon.getAttribute("href") !== `/static/icon${frame.badge}.svg`) icon.href = `/static/icon${frame.badge}.svg`;
-  let watts = 0;
+  const watts = frame.gpus.map((gpu) => gpu.raw[1]).filter((each) => each !== null);
   let strange = 0;
   for (const gpu of frame.gpus) {
-    watts += gpu.raw[1] || 0;
     const card = document.querySelector(`[data-gpu="${CSS.escape(gpu.uuid)}"]`);
-    if (card) drawCard(card, gpu, frame.at);
+    if (card) drawCard(card, gpu, frame.read_at);
     else strange += 1;
   }
   const place = document.getElementById("watts");
-  if (place) set(place, watts.toFixed(0));
+  if (place) set(place, watts.length ? watts.reduce((one, other) => one + other).toFixed(0) : NONE);
   const shown = document.querySelectorAll("#cards [data-gpu]").length;
   if (document.getElementById("cards") && (strange || shown > frame.gpus.length)) {
     document.body.dispatchEvent(new Event("cards")); // one came or left
   }
   document.dispatchEvent(new CustomEvent("frame", { detail: frame }));
+  if (performance.now() - told > RENEW_MS) changed(); // energy, peaks and reasons move without a word
 }
 
 function drawCard(card, gpu, at) {
@@ -90,6 +90,7 @@ async function begin() {
 
 // What changed is fetched at once, and then no more than this often: the last word counts.
 const PAUSE_MS = 600;
+const RENEW_MS = 15000;
 let told = 0;
 let due = null;
 

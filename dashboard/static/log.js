@@ -7,9 +7,9 @@ const LINES = 5000; // kept while following; reading back keeps twice as many
 const NEAR = 40; // pixels from the end that count as the end
 
 export class Log {
-  constructor(place, job) {
+  constructor(place, job, attempt) {
     this.place = place;
-    this.job = job;
+    this.source = `/api/v1/logs/${job}?attempt=${attempt}&`;
     this.painter = new Painter();
     this.decoder = new TextDecoder();
     this.rest = ""; // the line that has no end yet
@@ -24,7 +24,7 @@ export class Log {
   }
 
   async open() {
-    const reply = await fetch(`/api/v1/logs/${this.job}?offset=-${FIRST}&limit=${FIRST}`);
+    const reply = await fetch(`${this.source}offset=-${FIRST}&limit=${FIRST}`);
     if (!reply.ok) return 0;
     const bytes = new Uint8Array(await reply.arrayBuffer());
     const at = Number(reply.headers.get("x-gpubox-offset"));
@@ -89,7 +89,7 @@ export class Log {
 
   async older(line) {
     const from = Math.max(0, this.begin - FIRST);
-    const reply = await fetch(`/api/v1/logs/${this.job}?offset=${from}&limit=${this.begin - from}`);
+    const reply = await fetch(`${this.source}offset=${from}&limit=${this.begin - from}`);
     if (!reply.ok) return;
     const bytes = new Uint8Array(await reply.arrayBuffer());
     const at = Number(reply.headers.get("x-gpubox-offset"));

@@ -24,14 +24,22 @@ export function size(count) {
 
 const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
+const ZONE = JSON.parse(document.body.dataset.zone); // of the box: [from when, seconds ahead of UTC], oldest first
+
+// A date whose parts in UTC are what the box's clocks show.
+export function local(at) {
+  const [, ahead] = ZONE.findLast(([from]) => from <= at) ?? ZONE[0];
+  return new Date((at + ahead) * 1000);
+}
+
 export function day(at) {
-  const when = new Date(at * 1000);
-  return `${when.getDate()} ${MONTHS[when.getMonth()]}`;
+  const when = local(at);
+  return `${when.getUTCDate()} ${MONTHS[when.getUTCMonth()]}`;
 }
 
 export function clock(at, withDate = false) {
-  const time = new Date(at * 1000).toTimeString();
-  return withDate ? `${day(at)} ${time.slice(0, 5)}` : time.slice(0, 8);
+  const time = local(at).toISOString();
+  return withDate ? `${day(at)} ${time.slice(11, 16)}` : time.slice(11, 19);
 }
 
 export function element(name, attributes = {}, ...children) {

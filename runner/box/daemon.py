@@ -65,6 +65,7 @@ class Daemon:
         self._behind = False  # the book is not what the database says
         self._losing: dict[int, float] = {}  # job -> when it was asked to end because a GPU of its is lost
         self._stuck: dict[str, Stuck] = {}  # GPUs that this pass found to be left stuck
+        self.ending: Callable[[Sequence[Job]], Mapping[str, str] | None] = lambda jobs: None  # facts to be kept with it
         self.ended: Callable[[Sequence[Job]], None] = lambda jobs: None  # who is told of ends, when they are durable
         self._ends: list[Job] = []  # jobs that this pass found to be over
         self._uses: list[Use] = []  # what the attempts that this pass found to be over used
@@ -342,8 +343,11 @@ class Daemon:
         stuck, self._stuck = self._stuck, {}
         opened, counts = self.gpus.opening(starts, placements, now)
         uses, self._uses = [*self._uses, *opened], []
+        facts = (self.ending(self._ends) if self._ends else None) or {}
         try:
-            applied = self._recorded(lambda: self.store.apply(starts, moves, now, placements, stuck, uses, counts))
+            applied = self._recorded(
+                lambda: self.store.apply(starts, moves, now, placements, stuck, uses, counts, facts)
+            )
             elsewhere = ({move.job_id for move in moves} | {job.id for job in starts}) - applied
             if elsewhere:
                 raise StateDamaged(f"the queue and the database disagreed about jobs {sorted(elsewhere)}")

@@ -7,10 +7,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 BYTES_MAX = 10 << 20
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Diary:
@@ -34,20 +35,22 @@ class Diary:
         if self._aloud:
             sys.stderr.write(lines)
 
-    def guarded(self, work: Callable[P, object]) -> Callable[P, None]:
+    def guarded(self, work: Callable[P, T]) -> Callable[P, T | None]:
         """The same, but what goes wrong in it is told, once while it stays the same, and is nobody else's trouble."""
         told = ""
 
-        def guard(*args: P.args, **kwargs: P.kwargs) -> None:
+        def guard(*args: P.args, **kwargs: P.kwargs) -> T | None:
             nonlocal told
             try:
-                work(*args, **kwargs)
+                made = work(*args, **kwargs)
                 told = ""
+                return made
             except Exception as error:
                 said = "".join(traceback.format_exception(error)).rstrip()
                 if said != told:
                     told = said
                     self.write(said)
+                return None
 
         return guard
 

@@ -235,7 +235,8 @@ class _Made:
 
         outbox, here = Outbox(chosen, self.store, self.diary.write), daemon.gpus.noticed
         elsewhere = self.diary.guarded(outbox.noticed)
-        daemon.ended = self.diary.guarded(outbox.ended)
+        daemon.ending, daemon.ended = self.diary.guarded(outbox.ending), self.diary.guarded(outbox.ended)
+        daemon.gpus.noticing = self.diary.guarded(outbox.noticing)
 
         def noticed(notices: Sequence[Notice]) -> None:
             here(notices)

@@ -6,7 +6,7 @@ dash. Everything that comes from a box is cleaned where it is painted, so nothin
 
 from __future__ import annotations
 
-from runner.cli.output import clean, cut, pad, span, width
+from runner.cli.output import clean, cut, many, pad, span, width
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def running(row: Row, room: int, now: float) -> Line:
 
 
 def waiting(row: Row, room: int, now: float) -> Line:
-    count = f" ({row['count']} jobs)" if row["count"] else ""
+    count = f" ({many(row['count'], 'job')})" if row["count"] else ""
     held = " held" if row["held"] else ""
     priority = f" {row['priority']:+d}" if row["priority"] else ""
     starts = f"in {span(row['starts_at'] - now)}" if row.get("starts_at") else ""

@@ -6,7 +6,7 @@ import os
 
 from runner import errors
 from runner.cli import options, output, values
-from runner.laptop import awaited, boxes, client
+from runner.laptop import answers, awaited, boxes, client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -413,6 +413,8 @@ def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str, proj
         output.say(f"note: {warning}")
     group = answer.get("group")
     name = str(group or answer["id"])
+    if not values.is_name(name):
+        raise answers.Asked(api.box, "POST", "/jobs").nonsense("that is neither a job nor a group")
     to, pull = given.get("--pull-to") or "", "--no-pull" not in given
     if pull:
         awaited.note(api.box, name, os.path.abspath(to) if to else "", project)

@@ -146,7 +146,7 @@ class Top:
         tries = 0
         while True:
             try:
-                for kind, data in events(self._api_of_its_own().stream("GET", "/live", patience=PATIENCE)):
+                for kind, data in events(self._api_of_its_own().stream("GET", self._path(), patience=PATIENCE)):
                     tries = 0
                     if kind == "frame":
                         self._frame = loads(data)
@@ -162,6 +162,11 @@ class Top:
                 self._tell(self._lost)
             time.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
             tries += 1
+
+    def _path(self) -> str:
+        """What changed since the jobs were asked for is told at once."""
+        seq = (self._look[0] or {}).get("seq")
+        return "/live" if seq is None else f"/live?after={seq}"
 
     def _api_of_its_own(self) -> Client:
         """Another connection to the same box, which has been greeted already."""

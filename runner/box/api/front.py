@@ -113,8 +113,12 @@ def _is_api(scope: Scope) -> bool:
 
 
 def _inert(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
-    """What the API sends is never a page: a job's output that a browser opens runs nothing."""
-    return [*headers, (b"content-security-policy", b"default-src 'none'; sandbox")] if _is_api(scope) else headers
+    """What the API sends is never a page: a job's output that a browser opens runs nothing. No browser keeps it: who
+    signs out leaves no log behind."""
+    if not _is_api(scope):
+        return headers
+    kept = [(name, value) for name, value in headers if name != b"cache-control"]
+    return [*kept, (b"content-security-policy", b"default-src 'none'; sandbox"), (b"cache-control", b"no-store")]
 
 
 def turned_away(problem: errors.Problem) -> Response:

@@ -9,8 +9,12 @@ from runner.box.gpus.frames import Xid
 from runner.model import Job, Notice, Process
 
 AGAIN_SECONDS = 600.0  # the same within this is not told again
+LASTING, LASTING_SECONDS = (
+    ("disk", "ghost"),
+    86400.0,
+)  # what outlives a daemon, which may be a new one with each command
 
-Key = tuple[str, str | None, int | None, int | None]
+Key = tuple[str, str, str | None, int | None, int | None]
 
 
 class Once:
@@ -18,23 +22,32 @@ class Once:
 
     def __init__(self) -> None:
         self._told: dict[Key, float] = {}
+        self._before: dict[Key, float] = {}  # by an earlier daemon, and not seen by this one yet
 
     def remember(self, notices: Iterable[Notice]) -> None:
         """These were told, by an earlier daemon."""
         for notice in notices:
-            key = (notice.kind, notice.gpu, notice.job, notice.code)
+            key = _key(notice)
             self._told[key] = max(notice.at, self._told.get(key, 0.0))
+            if notice.kind in LASTING:
+                self._before[key] = self._told[key]
 
     def new(self, notices: Iterable[Notice]) -> list[Notice]:
         found = []
         for notice in notices:
-            key = (notice.kind, notice.gpu, notice.job, notice.code)
-            if not 0 <= notice.at - self._told.get(key, -AGAIN_SECONDS) < AGAIN_SECONDS:
+            key = _key(notice)
+            lasts = 0 <= notice.at - self._before.pop(key, -LASTING_SECONDS) < LASTING_SECONDS
+            if not lasts and not 0 <= notice.at - self._told.get(key, -AGAIN_SECONDS) < AGAIN_SECONDS:
                 found.append(notice)
                 self._told[key] = notice.at
         if len(self._told) > 10_000:
             self._told.clear()
         return found
+
+
+def _key(notice: Notice) -> Key:
+    """What gets worse is told, whatever was."""
+    return notice.kind, notice.severity, notice.gpu, notice.job, notice.code
 
 
 def blamed(xid: Xid, processes: Iterable[Process], holders: Sequence[Job]) -> int | None:

@@ -51,6 +51,7 @@ class Rack:
         self.meter = Meter()
         self.ledger = Ledger(tariff.parse(settings.tariff), settings.currency)
         self.told: Callable[[Frame, Sequence[Step]], None] = lambda frame, steps: None  # who remembers what was read
+        self.noticing: Callable[[Sequence[Notice]], Mapping[str, str] | None] = lambda notices: None  # kept with them
         self.noticed: Callable[[Sequence[Notice]], None] = lambda notices: None  # who tells them on
         self.xids: Counter[tuple[str, int]] = Counter()  # (UUID, code) -> how often, since this daemon began
         self._once = Once()
@@ -119,7 +120,7 @@ class Rack:
         new = self._once.new(notices)
         if new:
             with suppress(DiskFull):  # then it is only told
-                self._store.notify(new)
+                self._store.notify(new, self.noticing(new) or {})
             self.noticed(new)
 
     def save(self) -> None:

@@ -57,7 +57,8 @@ def of_end(job: Job, box: str, now: float) -> Message | None:
     if job.state == words.CANCELLED:
         return None
     kind = FINISHED if job.state == words.SUCCEEDED else FAILED
-    name = f" ({plain(job.name, NAME_MAX)})" if job.name else ""
+    known = job.name and not job.adopts  # an adopted process is called after its command, arguments and all
+    name = f" ({plain(job.name, NAME_MAX)})" if known else ""
     why = "" if job.reason is None else f": {_reason(job)}"
     ran = "" if job.started_at is None else f", after {span((job.ended_at or now) - job.started_at)}"
     text = f"job {job.id}{name} {kind}{ran}{why}"
@@ -89,6 +90,12 @@ def merged(waiting: Sequence[Message], box: str) -> list[Message]:
         failed=failed,
     )
     return [one, *(each for each in waiting if each.kind not in OF_JOBS)]
+
+
+def bounded(waiting: Sequence[Message], most: int) -> list[Message]:
+    """As many as there is room for, in their order: of a flood the newest, but what is critical before all else."""
+    ranked = sorted(range(len(waiting)), key=lambda at: (waiting[at].severity == "critical", at), reverse=True)
+    return [waiting[at] for at in sorted(ranked[:most])]
 
 
 def plain(text: str, most: int = TEXT_MAX) -> str:

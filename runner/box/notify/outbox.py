@@ -1,8 +1,9 @@
 """What is not told yet, and who tells it: a task for each way, so that one which hangs is in nobody's way.
 
-At least once: a message leaves the outbox when its way took it, or refused it for good, and the outbox is in the
-database. A daemon that is killed between the answer and that leaves it to the next one, which tells it again: twice is
-a nuisance, never is a GPU that burns. What leaves untold (refused, too old, too many) is said in the daemon's log.
+At least once: a message comes into the outbox in the transaction that records what it tells, and leaves it when its way
+took it, or refused it for good. A daemon that is killed before it could note that leaves the message to the next one,
+which tells it again: twice is a nuisance, never is a GPU that burns. What leaves untold (refused, too old, too many) is
+said in the daemon's log.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -27,7 +28,7 @@ from runner.model import Job, Notice
 
 KEY = "outbox"  # in the database
 PAUSES = (5.0, 30.0, 120.0, 600.0, 1800.0)  # seconds after one, two, ... failures in a row
-WAITING_MAX = 100  # messages of a way; of more the oldest go
+WAITING_MAX = 100  # messages of a way; of more the oldest go, and what is critical last
 OLD = 86400.0  # seconds after which nobody wants to know any more
 SECONDS = 15.0  # that a request or a command may take
 SAID_MAX = 4096  # bytes read of what it says
@@ -41,6 +42,7 @@ class Outbox:
         self.waiting: dict[str, list[Message]] = {way.name: [] for way in self.ways}
         self._woken = {way.name: asyncio.Event() for way in self.ways}
         self.pauses: Sequence[float] = PAUSES
+        self._kept = ""  # what was handed to a transaction, last
         self._recover()
 
     def _recover(self) -> None:
@@ -54,32 +56,60 @@ class Outbox:
 
     # --- in ---
 
+    def noticing(self, notices: Iterable[Notice]) -> dict[str, str]:
+        """What is to be remembered in the transaction that records these."""
+        return self._kept_with(self._of_notices(notices))
+
     def noticed(self, notices: Iterable[Notice]) -> None:
-        self._put([messages.of_notice(each, self._box) for each in notices if each.kind in self._kinds])
+        self._put(self._of_notices(notices))
+
+    def ending(self, jobs: Iterable[Job]) -> dict[str, str]:
+        """What is to be remembered in the transaction that records their ends."""
+        return self._kept_with(self._of_ends(jobs))
 
     def ended(self, jobs: Iterable[Job]) -> None:
         """These jobs are over, and the database says so."""
+        self._put(self._of_ends(jobs))
+
+    def _of_notices(self, notices: Iterable[Notice]) -> list[Message]:
+        return [messages.of_notice(each, self._box) for each in notices if each.kind in self._kinds]
+
+    def _of_ends(self, jobs: Iterable[Job]) -> list[Message]:
         now = time.time()
         found = [messages.of_end(job, self._box, now) for job in jobs]
-        self._put([each for each in found if each is not None and each.kind in self._kinds])
+        return [each for each in found if each is not None and each.kind in self._kinds]
+
+    def _kept_with(self, new: Sequence[Message]) -> dict[str, str]:
+        self._kept = self._dumped(self._with(new)) if new else ""
+        return {KEY: self._kept} if new else {}
+
+    def _with(self, new: Sequence[Message]) -> dict[str, list[Message]]:
+        """The outbox with more in it, as far as it takes them."""
+        found = {}
+        for name, waiting in self.waiting.items():
+            more = [*waiting, *new]
+            found[name] = messages.merged(more, self._box) if len(more) > WAITING_MAX else more
+        return found
 
     def _put(self, new: Sequence[Message]) -> None:
         if not new:
             return
+        more = self._with(new)
         for name, waiting in self.waiting.items():
-            waiting += new
-            if len(waiting) > WAITING_MAX:
-                waiting[:] = messages.merged(waiting, self._box)
-            if len(waiting) > WAITING_MAX:
-                self._report(f"{name}: {len(waiting) - WAITING_MAX} notifications are too many and were not sent")
-                del waiting[:-WAITING_MAX]
+            if len(more[name]) > WAITING_MAX:
+                self._report(f"{name}: {len(more[name]) - WAITING_MAX} notifications are too many and were not sent")
+            waiting[:] = messages.bounded(more[name], WAITING_MAX)
             self._woken[name].set()
-        self._save()
+        if self._dumped(more) != self._kept:  # else it was recorded with what it tells
+            self._save()
+
+    def _dumped(self, waiting: Mapping[str, Sequence[Message]]) -> str:
+        kept = {name: messages.bounded(found, WAITING_MAX) for name, found in waiting.items()}
+        return json.dumps({name: [asdict(each) for each in found] for name, found in kept.items()})
 
     def _save(self) -> None:
-        kept = {name: [asdict(each) for each in waiting] for name, waiting in self.waiting.items() if waiting}
         try:
-            self._store.remember(KEY, json.dumps(kept))
+            self._store.remember(KEY, self._dumped(self.waiting))
         except Problem as problem:  # then it is only in memory
             self._report(f"what is to be told could not be kept: {problem.message}")
 

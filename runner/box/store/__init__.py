@@ -35,7 +35,7 @@ from runner.box.store.rows import (
 )
 from runner.box.store.tables import ATTEMPTS, JOBS, KEYS, META, SPECS
 from runner.box.store.tokens import Tokens
-from runner.box.store.usage import Usage
+from runner.box.store.usage import NO_FACTS, Usage
 from runner.errors import KeyReused, NotFound
 from runner.model import Attempt, Job, JobSpec, Submitted, Use
 
@@ -73,8 +73,7 @@ class Store(Usage, Tokens):
 
     def remember(self, key: str, value: str) -> None:
         with self._write():
-            self._connection.execute(delete(META).where(META.c.key == key))
-            self._connection.execute(insert(META).values(key=key, value=value))
+            self._keep({key: value})
 
     # --- submit ---
 
@@ -145,17 +144,20 @@ class Store(Usage, Tokens):
         stuck: Mapping[str, Stuck | None] = NONE_STUCK,
         uses: Iterable[Use] = (),
         counts: Mapping[str, str] = NO_COUNTS,
+        facts: Mapping[str, str] = NO_FACTS,
     ) -> set[int]:
         """One pass of the daemon: some jobs start (queued -> starting), others move. One transaction.
 
         placements: job id -> UUIDs of the GPUs that its start is given; a job that is not in it is given none.
         stuck: UUID of a GPU -> who left it so; None: it is free again.
         uses, counts: what attempts that are over, or begin, used of their GPUs; see `save_uses`.
+        facts: remembered with them; see `remember`.
         Returns the ids that were where the caller thought; the others were left alone.
         """
         with self._write():
             self._stick(stuck)
             self._use(uses, counts)
+            self._keep(facts)
             applied = self._move_all(moves, now)
             applied.update(job.id for job in starts if self._start(job, placements.get(job.id, ()), now))
         return applied
@@ -228,6 +230,16 @@ class Store(Usage, Tokens):
         if not ids:
             raise NotFound(f"there is no group g{group_id}", "`runner ps` shows the groups")
         return ids
+
+    def unfetched(self, ids: Iterable[int]) -> list[int]:
+        """Those of these jobs that have finished, and whose outputs nobody has brought home."""
+        wanted = JOBS.c.state.in_(words.FINISHED) & JOBS.c.fetched_at.is_(None)
+        with self._read():
+            return [
+                row[0]
+                for some in _pieces(_storable(sorted(set(ids))))
+                for row in self._connection.execute(select(JOBS.c.id).where(wanted & JOBS.c.id.in_(some)))
+            ]
 
     def groups(self, ids: Iterable[int]) -> list[Group]:
         """Groups as a whole: all jobs of one were submitted together, by one user under one name."""

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlmodel import insert, select, update
+from sqlmodel import delete, insert, select, update
 
 from runner.box.store import statements
 from runner.box.store.cards import Cards
-from runner.box.store.tables import NOTICES, USES
+from runner.box.store.tables import META, NOTICES, USES
 from runner.model import Notice, Use
 
 NOTICES_MAX = 1000  # in one answer
 NO_COUNTS: Mapping[str, str] = {}
+NO_FACTS: Mapping[str, str] = {}
 
 
 class Usage(Cards):
@@ -40,9 +41,15 @@ class Usage(Cards):
             )
             return [_use_of(row._asdict()) for row in rows]
 
-    def notify(self, notices: Iterable[Notice]) -> None:
-        """They have their numbers from here; those that they were given are of no meaning."""
+    def _keep(self, facts: Mapping[str, str]) -> None:
+        for key, value in facts.items():
+            self._connection.execute(delete(META).where(META.c.key == key))
+            self._connection.execute(insert(META).values(key=key, value=value))
+
+    def notify(self, notices: Iterable[Notice], facts: Mapping[str, str] = NO_FACTS) -> None:
+        """They have their numbers from here; those that they were given mean nothing. facts: remembered with them."""
         with self._write():
+            self._keep(facts)
             for notice in notices:
                 values = asdict(notice)
                 del values["id"]
