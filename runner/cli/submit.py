@@ -414,7 +414,9 @@ def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str, proj
     if not values.is_name(name):
         raise answers.Asked(api.box, "POST", "/jobs").nonsense("that is neither a job nor a group")
     to, pull = given.get("--pull-to") or "", "--no-pull" not in given
-    if pull:
+    if not pull:
+        awaited.remember(api.box, project)
+    else:
         awaited.note(api.box, name, os.path.abspath(to) if to else "", project)
     if "--json" in given:
         output.json(answer)
