@@ -49,6 +49,7 @@ compile = $(bin)/uv pip compile --quiet --upgrade --universal --python-version 3
 	@touch $@
 
 .venv/dev.stamp: requirements/dev.txt .venv/box.stamp
+	@echo "fetching what the tests need into .venv, once: about half a minute" >&2
 	@$(call installed,dev)
 	@touch $@
 

@@ -125,9 +125,26 @@ def from_json(body: object, status: int) -> Problem:
     return kind(str(body["message"]), str(body.get("hint", "")))
 
 
+# Words for one thing, of other queues and shells: who types one means the one that there is.
+_ALIKE = (
+    ("ps", "ls", "list", "jobs", "queue", "status", "squeue", "qstat"),
+    ("cancel", "stop", "kill", "end", "abort", "scancel"),
+    ("submit", "run", "start", "train", "sbatch"),
+    ("logs", "tail", "attach", "follow", "output"),
+    ("pull", "fetch", "get", "download", "results"),
+    ("rm", "remove", "delete", "del", "revoke", "unset"),
+    ("add", "new", "create", "make", "push", "upload", "set"),
+    ("show", "info", "describe", "inspect"),
+    ("gpus", "nvidia-smi", "sinfo"),
+    ("shell", "ssh", "bash"),
+)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`, did you mean "cancel"?` or nothing. The import is here because only a misspelling needs it."""
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), 1, 0.6)
+    names = list(known)
+    close = [name for alike in _ALIKE if word in alike for name in alike if name in names]
+    close = close or difflib.get_close_matches(word, names, 1, 0.6)
     return f', did you mean "{close[0]}"?' if close else ""

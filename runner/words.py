@@ -54,6 +54,9 @@ STARTS_NOW = "starts now"
 # What a person or a token may do, from little to much: read looks, submit has jobs of its own, admin may everything.
 ROLES = ("read", "submit", "admin")
 
+# What no file's name may hold that goes between a laptop and a box: it is for terminals, and whoever lists files.
+CONTROL = frozenset(map(chr, (*range(32), *range(127, 160))))
+
 # What `--retry-on` may name. A reason outside of it can't be changed by trying again.
 RETRYABLE = (
     "exit_code", "signal", "time_limit", "host_out_of_memory", "cuda_out_of_memory", "disk_full", "gpu_lost",

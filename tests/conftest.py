@@ -37,6 +37,9 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(_number, _usual)
 
 
+os.umask(0o022)  # Ubuntu and Debian 13 let groups write; what stands for a box's folders in tests is its owner's alone
+
+
 # --- what runs, and what it took -------------------------------------------------------------------------------------
 
 _suites: dict[str, str] = {}  # test's id -> its suite

@@ -308,6 +308,19 @@ def test_a_group_is_counted_and_cancelled_by_its_name(daemon: wire.Box) -> None:
     assert daemon.get(f"/groups/{made['group']}")["jobs"] == {"cancelled": 3}
 
 
+def test_of_some_jobs_those_that_nobody_brought_home_can_be_asked_for(daemon: wire.Box) -> None:
+    made = daemon.post("/jobs", {"spec": {"command": ["true"]}, "array": [0, 1, 2], "held": True})
+    first, group = made["id"], made["group"]
+    daemon.post("/jobs/cancel", {"ids": [first, first + 1]})
+    asked = lambda: [job["id"] for job in daemon.get(f"/jobs?ids={group}&unfetched=1")["jobs"]]  # noqa: E731
+    assert asked() == [first, first + 1]
+    daemon.post(f"/jobs/{first}/fetched", {"hashes": []})
+    assert asked() == [first + 1]
+    daemon.post("/jobs/cancel", {"ids": [group]})
+    assert asked() == [first + 1, first + 2]
+    refused(daemon.ask("GET", "/jobs?ids=g99999999&unfetched=1"), 404, "not_found")
+
+
 @pytest.mark.parametrize("ids", [[], ["x"], [-1], [2**70], ["g"], ["1-2"], [None], [[1]], "1"], ids=str)
 def test_ids_that_are_none_are_refused(daemon: wire.Box, ids: object) -> None:
     refused(daemon.ask("POST", "/jobs/cancel", {"ids": ids}), 422, "bad_request")

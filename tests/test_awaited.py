@@ -44,14 +44,14 @@ def awaited(box: Box) -> set[str]:
 
 def rested(box: Box) -> None:
     """As if the last courier had been sent long ago."""
-    if os.path.exists(f"{box.state.awaited}/.lock"):
-        os.utime(f"{box.state.awaited}/.lock", (0, 0))
+    if os.path.exists(f"{box.state.awaited}/.lock-local"):
+        os.utime(f"{box.state.awaited}/.lock-local", (0, 0))
 
 
 def test_the_next_command_brings_home_what_ended_and_a_later_one_says_so(box: Box, project: Path) -> None:
     job = submitted(box, project, "-d", "--array", "2")
     assert awaited(box) == {f"local:{job}"}
-    assert not os.path.exists(f"{box.state.awaited}/.lock"), "none is sent for what was submitted just now"
+    assert not os.path.exists(f"{box.state.awaited}/.lock-local"), "none is sent for what was submitted just now"
     box.call("wait", job)
     rested(box)
     box.run("ps")
@@ -127,6 +127,6 @@ def test_a_courier_starts_no_daemon_and_gives_up_nothing(box: Box, project: Path
     before = os.stat(f"{box.state.awaited}/local:{job}").st_ino
     box.env["GPUBOX_BOX"] = "nobody"
     assert box.call("box", "list").returncode == 0
-    wait_until(lambda: os.path.exists(f"{box.state.awaited}/.lock"), 20)
+    wait_until(lambda: os.path.exists(f"{box.state.awaited}/.lock-local"), 20)
     wait_until(lambda: not box.processes(), 20, lambda: box.processes())
     assert os.stat(f"{box.state.awaited}/local:{job}").st_ino == before

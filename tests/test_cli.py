@@ -356,6 +356,24 @@ def test_a_misspelt_command_is_an_error_with_the_nearest_name(run):
     )
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["stop", "42"], "cancel"),
+        (["status"], "ps"),
+        (["run", "train.py"], "submit"),
+        (["secret", "rm", "A"], "remove"),
+        (["box", "delete", "b"], "remove"),
+        (["data", "remove", "d"], "rm"),
+        (["token", "rm", "t"], "revoke"),
+    ],
+)
+def test_a_word_of_other_programs_leads_to_ours(typed, meant, run):
+    code, _, err = run(*typed)
+    assert code == 64
+    assert f'did you mean "{meant}"?' in err
+
+
 def test_a_script_is_not_a_command(home, run):
     code, _, err = run("train.py")
     assert code == 64
@@ -620,6 +638,25 @@ def test_what_cannot_be_submitted_gets_a_sentence(box, home, run, arguments, cod
         assert box.sent("POST /jobs") == []
 
 
+def test_an_option_after_the_script_is_told_unless_the_script_knows_it(box, home, run):
+    said = "note: --gpus after the script is given to the script; for the job: runner submit --gpus ... train.py\n"
+    assert run("submit", "-d", "train.py", "--gpus", "1") == (0, "42\n", said)
+    assert box.sent("POST /jobs")[0]["spec"]["command"] == ["python", "train.py", "--gpus", "1"], "as it was typed"
+    assert run("submit", "-d", "train.py", "--gpu-mem=8G")[2].startswith("note: --gpu-mem after")
+    assert run("submit", "-d", "--", "python", "train.py", "--gpus", "1")[2] == ""
+    with open(f"{home}/train.py", "a") as file:
+        file.write("parser.add_argument('--gpus')\n")
+    assert run("submit", "-d", "train.py", "--gpus", "1")[2] == ""
+
+
+def test_a_notebook_is_told_how_to_run(home, run):
+    open(f"{home}/my notes.ipynb", "w").close()
+    code, _, err = run("submit", "my notes.ipynb")
+    assert code == 64
+    assert "my notes.ipynb is a notebook" in err
+    assert """--execute --output-dir "$RUNNER_OUT" "my notes.ipynb"'""" in err
+
+
 def test_an_unreadable_script_is_named(box, home, run, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # root reads everything
     code, _, err = run("submit", "train.py")
@@ -797,6 +834,18 @@ def test_why_is_one_sentence(box, run):
     assert run("why", "42") == (0, "it is held\n", "")
     assert json.loads(run("why", "42", "--json")[1])["state"] == "queued"
     assert run("why")[0] == 64
+
+
+def test_words_of_several_lines_are_shown_as_such(box, run):
+    words_ = "failed: its environment could not be built:\nerror: no such package\n\x1b[2Jjob 43: fine"
+    box.replies["GET /jobs/42/why"] = {"id": 42, "state": "failed", "why": words_}
+    shown = ["failed: its environment could not be built:", "  error: no such package", "  \\x1b[2Jjob 43: fine"]
+    assert run("why", "42")[1].splitlines() == shown
+    detail = words_.partition(": ")[2]
+    box.replies["GET /jobs/42"] = {"job": job(42, words.FAILED, detail=detail), "spec": {}, "why": words_}
+    out = run("show", "42")[1]
+    assert [line.strip() for line in out.splitlines()[2:4]] == [line.strip() for line in shown[1:]]
+    assert "detail" not in out, "it is said once"
 
 
 def test_two_jobs_are_compared(box, run):

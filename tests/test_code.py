@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -23,10 +25,13 @@ from hypothesis import strategies as st
 from runner import errors, files
 from runner.box import blobs as blobs_module
 from runner.box import code, manifests, trees
+from runner.box.api import uploads
+from runner.box.receiver import STRIDE
 from runner.box.recipes import Recipes
 from runner.model import JobSpec
 
 SHA = "a" * 64
+NOISE = random.Random(7)
 
 
 @pytest.fixture
@@ -133,6 +138,16 @@ def test_a_path_that_is_not_inside_the_tree_is_refused(path: str, part: str) -> 
 @pytest.mark.parametrize("path", ["-rf", "a\nb", "\x1b[2J", "ü", "\udcff", " ", "...", "..a", ".gitignore", "a b/c"])
 def test_an_odd_path_inside_the_tree_is_fine(path: str) -> None:
     assert path in code.Manifest.of({path: [0o644, 1, SHA]}, {}, []).files
+
+
+@pytest.mark.parametrize("path", ["a\nb", "\x1b[2J", "d\t/x", "\x7f", "\x9b2J"])
+@pytest.mark.parametrize("part", ["files", "links", "dirs"])
+def test_control_characters_in_the_name_of_what_comes_are_refused(path: str, part: str) -> None:
+    value: Any = {"files": {path: [0o644, 1, SHA]}, "links": {path: "t"}, "dirs": [path]}[part]
+    parts = {"files": {}, "links": {}, "dirs": [], part: value}
+    before = code.Manifest.of(parts["files"], parts["links"], parts["dirs"])  # from when this was not asked
+    with pytest.raises(errors.BadData, match="control characters are in the name"):
+        code.apply_changes(None, before.id, parts["files"], [], parts["links"], parts["dirs"])
 
 
 @pytest.mark.parametrize(
@@ -552,6 +567,52 @@ def test_an_offer_names_what_is_missing_and_is_a_base_from_then_on(blobs: code.B
     assert blobs.offer(manifest.id, manifest.id, {}, [], {}, []) == []
     with pytest.raises(errors.SnapshotUnknown):
         blobs.offer(manifest.id, SHA, {}, [], {}, [])
+
+
+def test_the_disk_begins_with_a_long_content_before_its_end(blobs: code.Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(files, "begin_sync", lambda _, start, length: begun.append((start, length)))
+    data = os.urandom(3 * STRIDE)
+    sent = frame(data)
+    receive(blobs, *(sent[at : at + (1 << 20)] for at in range(0, len(sent), 1 << 20)))
+    assert len(begun) == 2
+    assert [start for start, _ in begun] == [0, begun[0][1]], "each byte once"
+    assert blobs.read(sha(data)) == data
+
+
+def test_a_wish_that_the_disk_begins_needs_no_disk() -> None:
+    ours, theirs = os.pipe()
+    try:
+        files.begin_sync(theirs, 0, 1)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 65536, uploads.HOP_BYTES - 1, uploads.BUFFER_BYTES, 3_000_000])
+def test_pieces_of_any_size_reach_the_receiver_in_their_order(size: int) -> None:
+    """Though it takes them as late as it may, from memory that is used again and again."""
+    took: list[bytes] = []
+
+    class Last:
+        def feed(self, data: memoryview) -> None:
+            took.append(bytes(data))
+
+        def close(self) -> int:
+            return len(took)
+
+    async def at_last(work: Callable[[], Any]) -> Any:
+        return work()
+
+    async def send() -> int:
+        upload = uploads.Upload(Last(), at_last)  # type: ignore[arg-type]
+        for at in range(0, len(data), size):
+            await upload.take(data[at : at + size])
+        return await upload.close()
+
+    data = NOISE.randbytes(6_000_000 if size > 1 else 3000)
+    assert asyncio.run(send()) == len(took)
+    assert b"".join(took) == data
 
 
 def test_a_content_cut_short_on_disk_is_asked_for_again(blobs: code.Blobs) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from runner import errors
-from runner.laptop import awaited, client, courier
+from runner import errors, paths
+from runner.laptop import awaited, client, courier, detached, flow
 
 
 class Box:
@@ -23,7 +23,7 @@ class Box:
         if isinstance(self.jobs, Exception):
             raise self.jobs
         if path.startswith("/jobs?ids="):
-            number = int(path.removeprefix("/jobs?ids="))
+            number = int(path.removeprefix("/jobs?ids=").partition("&")[0])
             known = {"id": number, "state": "succeeded", "fetched_at": None, "project": self.project}
             return {"jobs": [known]} if self.jobs == "fine" else self.jobs
         if path.endswith("/outputs"):
@@ -49,10 +49,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def visit(monkeypatch: pytest.MonkeyPatch, *found: Box) -> list[str]:
-    """What a courier says that found these boxes."""
+    """What couriers say that found these boxes."""
     known = {each.box: each for each in found}
     monkeypatch.setattr(courier.boxes, "open_box", lambda name, start=True: known[name])
-    assert courier.main() == 0
+    for name in known:
+        assert courier.main(name) == 0
     return awaited.news()
 
 
@@ -112,3 +113,57 @@ def test_a_full_disk_is_told_too_and_is_in_nobodys_way(home: Path, monkeypatch: 
     assert told[0] == "the outputs of 1 are still on box: no room on this computer; make room; then `runner pull 1`"
     assert "the outputs of job 2 came home" in told[1]
     assert visit(monkeypatch, Box("box", "fine")) == []
+
+
+def test_each_box_has_a_courier_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(detached, "start", started.append)
+    for box in ("slow", "fine"):
+        awaited.note(box, "1", "", str(home / "project"))
+        awaited.note(box, "2", "", str(home / "project"))
+    monkeypatch.setattr(awaited, "_noted", "")
+    held = awaited.lock("slow")
+    assert held is not None
+    awaited.send(os.listdir(paths.state_dir().awaited))
+    assert started == [["-m", "runner.laptop.courier", "fine"]], "one to the other was sent a moment ago"
+    assert visit(monkeypatch, Box("slow", "fine")) == [], "and is at it"
+    assert len(visit(monkeypatch, Box("fine", "fine"))) == 2
+    os.close(held)
+
+
+def test_a_box_that_sends_next_to_nothing_is_left_for_now_and_told_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    awaited.note("box", "1", "", str(home / "project"))
+    slow, fine = Box("box", flow.Trickle("next to nothing", "try again")), Box("box", "fine")
+    said = ["the outputs of your jobs on box do not come: next to nothing; try again"]
+    assert [visit(monkeypatch, slow) for _ in range(3)] == [said, [], []]
+    assert awaited.all_of() == {"box": {"1": ""}}
+    assert len(visit(monkeypatch, fine)) == 1, "it comes with the next one"
+    awaited.note("box", "2", "", str(home / "project"))
+    assert visit(monkeypatch, slow) == said
+
+
+class Array(Box):
+    """Of a group of 10,000 jobs, of which one came home already and the last goes on."""
+
+    asked: list[str]
+
+    def get(self, path: str) -> Any:
+        self.asked.append(path)
+        if path.startswith("/groups/"):
+            return {"group": "g1", "jobs": {"succeeded": 9999, **self.jobs}}
+        if path == "/jobs?ids=g1&unfetched=1":
+            return {"jobs": [{"id": 7, "state": "succeeded", "fetched_at": None, "project": ""}]}
+        return super().get(path)
+
+
+@pytest.mark.parametrize("state", ["running", "succeeded"])
+def test_of_a_group_only_what_is_new_is_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    awaited.note("box", "g1", "", str(home / "project"))
+    box = Array("box", {state: 1})
+    box.asked = []
+    assert len(visit(monkeypatch, box)) == 1
+    assert box.asked[:2] == ["/groups/g1", "/jobs?ids=g1&unfetched=1"]
+    assert not [path for path in box.asked[2:] if not path.startswith("/jobs/7")]
+    assert awaited.all_of() == ({"box": {"g1": ""}} if state == "running" else {})

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -241,18 +242,28 @@ def _counts(folder: Path) -> dict[str, int]:
     return most
 
 
+def _swept(tmp_path: Path, faults: list[tuple[str, str, int]]) -> collections.Counter[str]:
+    """faults: (system call, what strace does there, at which of them). How the jobs ended."""
+
+    def play(fault: tuple[str, str, int]) -> str:
+        call, injected, nth = fault
+        folder = tmp_path / f"{call}-{injected.partition('=')[2]}-{nth}"
+        _traced(folder, "-e", f"trace={call}", "-e", f"inject={call}:{injected}:when={nth}")
+        end = _judge(folder)
+        shutil.rmtree(folder)
+        return end
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return collections.Counter(pool.map(play, faults))
+
+
 def test_a_kill_at_any_system_call_does_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tools.need_root()
     tools.need("strace")
     counts = _counts(tmp_path / "plain")
     assert _judge(tmp_path / "plain") == f"failed {writer.CODE}, 1 starts"
-    ends = collections.Counter[str]()
-    for name in SWEPT:
-        for nth in range(1, min(counts.get(name, 0), MOST) + 1):
-            folder = tmp_path / f"{name}-{nth}"
-            _traced(folder, "-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={nth}")
-            ends[_judge(folder)] += 1
-            shutil.rmtree(folder)
+    calls = [(name, nth) for name in SWEPT for nth in range(1, min(counts.get(name, 0), MOST) + 1)]
+    ends = _swept(tmp_path, [(name, "signal=KILL", nth) for name, nth in calls])
     with capsys.disabled():
         os.write(1, f"\n{ends.total()} kills at system calls: {json.dumps(ends, indent=1)}\n".encode())
     assert ends.total() >= 60
@@ -262,13 +273,8 @@ def test_an_error_from_any_system_call_does_no_harm(tmp_path: Path, capsys: pyte
     tools.need_root()
     tools.need("strace")
     counts = _counts(tmp_path / "plain")
-    ends = collections.Counter[str]()
-    for name, error in ERRORS:
-        for nth in range(1, min(counts.get(name, 0), 6) + 1):
-            folder = tmp_path / f"{name}-{error}-{nth}"
-            _traced(folder, "-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={nth}")
-            ends[f"{error}: {_judge(folder)}"] += 1
-            shutil.rmtree(folder)
+    calls = [(name, error, nth) for name, error in ERRORS for nth in range(1, min(counts.get(name, 0), 6) + 1)]
+    ends = _swept(tmp_path, [(name, f"error={error}", nth) for name, error, nth in calls])
     with capsys.disabled():
         os.write(1, f"\n{ends.total()} errors of system calls: {json.dumps(ends, indent=1)}\n".encode())
     assert ends.total() >= 20

@@ -556,6 +556,7 @@ def test_a_job_that_was_cut_off_by_a_reboot_resumes_with_its_checkpoint_and_code
             assert hall.read(job).retries_used == 0
 
 
+@pytest.mark.long
 def test_a_hundred_jobs_run_two_at_a_time_and_none_is_lost(tmp_path: Path) -> None:
     state = StateDir(tmp_path / "state")
     with plain_engine(state, Resources(2, 1 << 30, 0)) as engine, a_hall(tmp_path / "state", engine) as hall:

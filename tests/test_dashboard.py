@@ -277,6 +277,15 @@ def test_a_job_has_a_page(signed_in: Browser) -> None:
     assert 'data-finished="1"' in body
 
 
+def test_why_a_job_failed_is_said_once(signed_in: Browser) -> None:
+    box = signed_in.box
+    failed = box.submit([sys.executable, "-c", "import nothing_of_that_name"], name="asks-for-more")
+    box.ended(failed)
+    said = re.search('<p class="why">(.*?)</p>', signed_in.get(f"/jobs/{failed}").body, re.S)
+    assert said
+    assert said[1].count("No module named") == 1
+
+
 @pytest.mark.parametrize(
     "path", ["/jobs/99999", "/jobs/0", "/jobs/x", "/gpus/7", "/nothing", "/static/../pages.py", "/static/none.js"]
 )
@@ -308,8 +317,9 @@ def guest(box: wire.Box) -> Browser:
 
 def open_routes(box: wire.Box) -> list[str]:
     """GET routes of the pages and of the API, as the application that answers has them."""
-    pages = [*PAGES, "/jobs/1", "/part/jobs/1", "/part/jobs/1/outputs", "/jobs/1/outputs/x", "/jobs/1/picture/x",
-             "/jobs/1/files", "/jobs/1/files/x", "/jobs/1/diff", "/jobs/1/log", "/live"]  # fmt: skip
+    pages = [*PAGES, "/gpus/1", "/jobs/1", "/part/jobs/1", "/part/jobs/1/outputs", "/jobs/1/outputs/x",
+             "/jobs/1/picture/x", "/jobs/1/files", "/jobs/1/files/x", "/jobs/1/diff", "/jobs/1/log",
+             "/live"]  # fmt: skip
     paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
     return [*pages, *(re.sub(r"{\w+}", "1", path) for path, ways in paths.items() if "get" in ways)]
 
@@ -322,7 +332,8 @@ def test_a_link_opens_hardly_any_route(guest: Browser) -> None:
         status = guest.get(path).status
         assert status in (200, 403, 404), (path, status)
         shown |= {path} if status != 403 else set()
-    assert shown == {"/", "/part/work", "/queue", "/api/v1/history", "/api/v1/gpus/1/traffic"}
+    gpu = {"/gpus/1", "/api/v1/gpus/1/traffic"}  # which there is none
+    assert shown == {"/", "/part/work", "/queue", "/api/v1/history", *gpu}
     paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
     for path, ways in paths.items():
         for method in ways.keys() - {"get"}:

@@ -581,3 +581,11 @@ def test_the_bar_says_how_far_it_is() -> None:
         "pushing coco [=====               ]  25%  1.0 GiB of 4.0 GiB, 102"
     )
     assert bar.text(1 << 30, 4 << 30, 10.0).endswith("MiB/s, 30s left")
+
+
+def test_a_name_with_control_characters_is_not_pushed(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/a\x1b[2J").touch()
+    with pytest.raises(errors.BadRequest, match="control characters") as caught:
+        Folder(str(tmp_path / "set"))
+    assert "'a\\x1b[2J'" in caught.value.message

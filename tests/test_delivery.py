@@ -31,6 +31,7 @@ class Relay:
     def __init__(self, path: str, target: str) -> None:
         self.path, self.target = path, target
         self.limit: Callable[[], int] | None = None  # to the box, for the next connection
+        self.slow: threading.Event | None = None  # until it is set, the box is still at work on an upload
         self.carried = self.cuts = 0
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
@@ -62,6 +63,8 @@ class Relay:
                         if sock is near:
                             data = data if limit is None else data[:limit]
                             self.carried += len(data)
+                        if sock is far and self.slow is not None and data.endswith(b'{"stored":40}'):
+                            self.slow.wait(20)
                         (far if sock is near else near).sendall(data)
                     except OSError:
                         return
@@ -204,6 +207,20 @@ def test_an_upload_that_is_cut_a_hundred_times_arrives_whole_and_once(
     held_whole(box, sent, project)
     assert relay.carried < 1.6 * total, f"{relay.carried} for {total} with {cuts} cuts: what arrived was not sent again"
     tidy(box)
+
+
+def test_a_disk_that_takes_long_to_make_an_upload_durable_is_waited_for(
+    box: wire.Box, relay: Relay, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "REPLY_SECONDS", 1.0)
+    monkeypatch.setattr(delivery, "DURABLE_BYTES", 10_000)  # 780 kB: some 80 s
+    for number in range(40):
+        put(project, f"package{number % 4}/module{number}.py", NOISE.randbytes(1000 * number + 1))
+    relay.slow = threading.Event()
+    threading.Timer(1.5, relay.slow.set).start()
+    job, taken = deliver(relay, project)
+    assert (taken.sent, relay.slow.is_set()) == (40, True)
+    assert box.get(f"/jobs/{job}")["spec"]["snapshot"] == taken.id
 
 
 def test_a_connection_that_hangs_is_taken_over_by_the_next(box: wire.Box, relay: Relay, project: Path) -> None:

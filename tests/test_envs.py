@@ -329,6 +329,14 @@ def test_a_python_that_cannot_be_had_is_said(environments, wheels):
         environments.build(recipe)
 
 
+def test_an_index_that_cannot_be_reached_is_not_for_the_project_to_correct(environments, monkeypatch):
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    recipe = chosen({"requirements.txt": "--index-url http://127.0.0.1:9/simple\ntiny-one\n"})
+    with pytest.raises(EnvironmentFailed, match="error sending request") as caught:
+        environments.build(recipe)
+    assert "SSL_CERT_FILE" in caught.value.hint
+
+
 def test_without_uv_it_says_what_to_install(environments, monkeypatch, tmp_path):
     monkeypatch.setattr(uv, "_candidates", lambda program: iter([str(tmp_path / "uv")]))
     with pytest.raises(errors.NotInstalled) as caught:

@@ -3,7 +3,9 @@ file of a person does, and what is wrong is told in words of ours."""
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner import errors
-from runner.laptop import client, descent
+from runner import cli, errors
+from runner.cli.logs import FRAME
+from runner.laptop import answers, boxes, client, descent
 from runner.laptop import pull as pulling
 from runner.laptop.light import dumps, loads
 from runner.laptop.pull import Pulled, pull
@@ -95,6 +98,7 @@ BAD_PATHS = [
     "leaf/x", "mine.txt/x", ".runner-pull", ".runner-pull.json", ".runner-pull-1", ".runner-pull-receipt",
     ".runner-pull/x", "x" * 256, "new/" + "x" * 256, "ü" * 128, "x" * 256 + "/a", "a/" * 101 + "b", "a/" * 5000 + "b",
     "\ud800", "a/\udfff\ud800", "\udc41/\ud9ff", "a/\ud83d", "../runs/box-2/a",
+    "a\nb", "\x1b[2J", "a\t/b", "\x7f", "\x9b2J",
     ".git", ".git/config", "a/.GIT/hooks/post-checkout", "../../pyproject.toml",
 ]  # fmt: skip
 BAD_LINKS = [
@@ -144,6 +148,46 @@ def test_what_was_sent_as_a_link_is_no_way_out_for_the_next_listing(place: Path)
     done = fetch(Liar(["d/x", "d2/x"], {"d/y": "z"}), place)
     assert done is not None
     assert len(done.refused) == 3
+
+
+GIT = ["config", "hooks/pre-commit", "objects/ab/cd", "refs/heads/main"]
+
+
+@pytest.mark.parametrize("folder", ["", "a/b.git/"])
+@pytest.mark.parametrize("head", ["HEAD", "head"])
+def test_a_bare_repository_is_not_laid_out_whole(place: Path, folder: str, head: str) -> None:
+    done = fetch(Liar([f"{folder}{name}" for name in (head, *GIT, "good")], {}), place)
+    assert done is not None
+    assert {path for path, _ in done.refused} == {f"{folder}{name}" for name in (head, *GIT)}
+    assert (place / f"project/runs/box-1/{folder}good").read_bytes() == b"lie"
+
+
+@pytest.mark.parametrize(
+    "listings",
+    [
+        [["HEAD", "config"], ["objects/a", "refs/a"]], [["objects/a", "refs/a", "config"], ["HEAD"]],
+        [["HEAD"], ["objects/a", "refs/a"], ["config"]], [["HEAD", "config"], ["commondir"]],
+        [["objects/a", "refs/a", "config", "x/commondir"], ["x/HEAD"]], [["config", "HEAD"], ["objects/a"], ["refs/a"]],
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("linked", [False, True])
+def test_nor_is_one_that_comes_in_parts(place: Path, listings: list[list[str]], linked: bool) -> None:
+    for paths in listings:
+        links = {"HEAD": "refs/heads/main"} if linked and "HEAD" in paths else {}
+        fetch(Liar([path for path in paths if path not in links], links), place)
+    home = place / "project/runs/box-1"
+    for folder in (home, home / "x"):
+        names = set(os.listdir(folder)) if folder.is_dir() else set()
+        assert "HEAD" not in names or not ("commondir" in names or names >= {"objects", "refs"})
+
+
+def test_folders_that_only_sound_like_git_come_home(place: Path) -> None:
+    paths = ["head/weights.pt", "objects/a", "config", "refs.txt", "x/HEAD", "x/config", "y/hooks/a", "refs/a"]
+    done = fetch(Liar(paths, {}), place)
+    assert done is not None
+    assert not [why for _, why in done.refused if "git" in why]
+    assert all((place / "project/runs/box-1" / path).is_file() for path in paths)
 
 
 def test_a_listing_without_end_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,3 +247,144 @@ def test_a_reply_that_never_comes_to_its_point_is_no_reply() -> None:
     wire: Any = Endless()
     with pytest.raises(errors.Unreachable, match="never comes to its answer"):
         client.Connection(wire).head()
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+ODD: list[Any] = [
+    None,
+    "x",
+    "\x1b]0;x\x07",
+    "\ud800",
+    "",
+    -1,
+    1 << 70,
+    1e300,
+    1.5,
+    True,
+    [],
+    {},
+    ["x"],
+    [None],
+    {"a": 1},
+    "9" * 30,
+]
+
+
+class Answers:
+    """A connection to a box whose answers are as described, but for one thing in each."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.dice, self.asked, self.said = dice, b"", b""
+
+    def sendall(self, data: bytes) -> None:
+        self.asked += data
+
+    def recv(self, size: int) -> bytes:
+        if not self.said:
+            method, path = self.asked.split(b" ", 2)[:2]
+            kind, body = self._answer(method.decode(), path.decode())
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+            places = "".join(f"X-Gpubox-{name}: {self.dice.choice([*map(str, ODD), '7'])}\r\n" for name in ("Size",))
+            self.said = head.encode() + places.encode("ascii", "replace").replace(b"\x1b", b"") + b"\r\n" + body
+        data, self.said = self.said[:size], self.said[size:]
+        return data
+
+    def settimeout(self, seconds: float | None) -> None: ...
+
+    def close(self) -> None: ...
+
+    def _answer(self, method: str, path: str) -> tuple[str, bytes]:
+        shape: Any = answers._shape(f"{method} {path}", 200)
+        if path.endswith("/follow") or "/follow?" in path:
+            lines = [json.dumps({**self._value(FRAME), "bytes": 0, "kind": kind}) for kind in FRAMES]
+            return "application/octet-stream", "\n".join([self._odd_in(line) for line in lines] + [""]).encode()
+        if "all=1" in path:
+            return "application/x-ndjson", (self._odd_in(json.dumps(self._value("@Job"))) + "\n").encode()
+        if shape is None or path.endswith(("/events", "/live")):
+            return "text/plain", self.dice.choice([b"", b"x\n\n", b'{"a":1}'])
+        return "application/json", self._odd_in(json.dumps(self._value(shape))).encode()
+
+    def _odd_in(self, text: str) -> str:
+        """The same, with one value of another kind, or without one."""
+        value = json.loads(text)
+        places = list(_places(value, []))
+        if not places:
+            return text
+        *way, last = self.dice.choice(places)
+        at = value
+        for step in way:
+            at = at[step]
+        if isinstance(at, dict) and self.dice.random() < 0.3:
+            del at[last]
+        else:
+            at[last] = self.dice.choice(ODD)
+        return json.dumps(value)
+
+    def _value(self, shape: Any) -> Any:
+        if shape is None:
+            return self.dice.choice(ODD)
+        if isinstance(shape, str) and shape[0] == "@":
+            return self._value(answers._known("shapes")[shape[1:]])
+        if isinstance(shape, str):
+            plain = {"i": [1, 2, 7], "n": [1.5, 2], "s": ["g1", "running", "succeeded", "a" * 64], "b": [True, False]}
+            return self.dice.choice({**plain, "0": [None]}[self.dice.choice(shape)])
+        if isinstance(shape, list):
+            return [self._value(shape[0]) for _ in range(self.dice.randrange(3))]
+        if "?" in shape:
+            return self._value(self.dice.choice(shape["?"]))
+        if "#" in shape:
+            return [self._value(each) for each in shape["#"]]
+        if "*" in shape:
+            return {name: self._value(shape["*"]) for name in self.dice.sample(["running", "queued", "x"], 2)}
+        return {name: self._value(inner) for name, inner in shape.items()}
+
+
+def _places(value: Any, way: list[Any]) -> Iterator[list[Any]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, each in inner:
+        yield [*way, step]
+        yield from _places(each, [*way, step])
+
+
+FRAMES = ("state", "log", "gap", "alive", "end")
+COMMANDS = [
+    "ps", "ps --all", "ps --json g1", "show 1", "show --json 1", "show --files 1", "why 1", "logs 1", "logs -f 1",
+    "logs --tail 3 1", "wait 1 g1", "wait --timeout 1s 1", "pull 1", "pull", "cancel 1", "hold 1", "release 1",
+    "priority 5 1", "rerun -d 1", "rerun 1", "submit --no-files -- true", "submit train.py", "submit --json train.py",
+    "submit --sweep a=1,2 train.py", "submit --after g1 --no-files -- true", "diff 1 2", "gpus", "gpus --json",
+    "gpus drain 0", "notices", "box", "box list", "drain", "clean --all", "data ls", "data push set", "data pull x out",
+    "data link x /srv/x", "data rm x", "secret list", "token list", "env list", "env show abc", "env prune",
+    "dashboard list", "box test",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_whatever_a_box_answers_is_no_fault_of_ours(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    def paused(seconds: float) -> None:
+        nonlocal pauses
+        pauses += 1
+        if pauses > 20:
+            raise KeyboardInterrupt
+
+    project = place / "project"
+    (project / "train.py").write_text("print(1)")
+    (project / "set").mkdir()
+    (project / "set/a").write_text("a")
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(client.time, "sleep", paused)
+    for seed in range(40):
+        dice = random.Random(f"{command} {seed}")
+        pauses = 0
+        boxed = lambda name=None, start=True, dice=dice: client.Client(lambda: Answers(dice), "box")  # noqa: E731
+        monkeypatch.setattr(boxes, "open_box", boxed)
+        monkeypatch.setattr(boxes, "choose", lambda name: "box")
+        try:
+            cli._answer(command.split())
+        except KeyboardInterrupt:
+            pass
+        except Exception as fault:
+            raise AssertionError(f"seed {seed}") from fault
+    capsys.readouterr()

@@ -86,7 +86,7 @@ def test_a_job_is_told_who_and_where_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     assert "SECRET_OF_THE_DAEMON" not in env
 
 
-@pytest.mark.parametrize("name", ["http_proxy", "REQUESTS_CA_BUNDLE", "PIP_INDEX_URL", "UV_DEFAULT_INDEX"])
+@pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY", "PIP_CERT", "PIP_INDEX_URL", "UV_DEFAULT_INDEX"])
 def test_a_job_reaches_the_network_as_its_box_does(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "the box's")
     assert env_of()[name] == "the box's"

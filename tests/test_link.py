@@ -240,7 +240,7 @@ def test_a_token_that_was_revoked_says_what_to_type(added: House) -> None:
     [
         (("--runner", "/nowhere/runner"), 69, "runner box add --runner /path/to/runner"),
         (("--runner", "/bin/echo"), 65, "is not a token"),
-        (("--name", "local"), 64, "can't be the name of a box"),
+        (("--name", "local"), 64, "local is on this computer; it can't be the name of a box"),
         (("--name", "../x"), 64, "can't be the name of a box"),
         (("--scope", "root"), 64, "read or submit or admin"),
     ],

@@ -22,11 +22,14 @@ from runner import errors, files, words
 from runner.box import logs
 from runner.cli import logs as cli
 from runner.laptop import pull
+from runner.laptop.answers import Asked
 from runner.laptop.client import Lost
 from runner.laptop.terminal import Folded
 from runner.model import Job
 
 BLOCK = 4096
+MISSING = "ModuleNotFoundError: No module named 'x'"
+ASKED = Asked("box", "GET", "/logs/42/follow")
 
 
 def a_job(state: str = words.RUNNING, **values: Any) -> Job:
@@ -121,7 +124,7 @@ class Frames:
 
     async def next(self) -> tuple[dict[str, Any], bytes]:
         data = await asyncio.wait_for(anext(self.stream), 10)
-        ((head, body),) = cli.frames([data])
+        ((head, body),) = cli.frames([data], ASKED)
         return head, body
 
     async def all(self) -> list[tuple[dict[str, Any], bytes]]:
@@ -329,8 +332,8 @@ def test_a_silent_job_is_alive(log: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_frames_are_the_same_however_the_stream_is_cut(bodies: list[bytes], piece: int) -> None:
     stream = b"".join(logs.frame("log", body, offset=number) for number, body in enumerate(bodies))
     chunks = [stream[at : at + piece] for at in range(0, len(stream), piece)]
-    assert [(head["offset"], body) for head, body in cli.frames(chunks)] == list(enumerate(bodies))
-    assert len(list(cli.frames([stream[:-1]]))) == max(0, len(bodies) - 1)
+    assert [(head["offset"], body) for head, body in cli.frames(chunks, ASKED)] == list(enumerate(bodies))
+    assert len(list(cli.frames([stream[:-1]], ASKED))) == max(0, len(bodies) - 1)
 
 
 @pytest.mark.parametrize(
@@ -338,9 +341,9 @@ def test_frames_are_the_same_however_the_stream_is_cut(bodies: list[bytes], piec
 )
 def test_what_is_no_frame_is_refused(line: bytes) -> None:
     with pytest.raises(errors.BadData):
-        list(cli.frames([line + b"\n"]))
+        list(cli.frames([line + b"\n"], ASKED))
     with pytest.raises(errors.BadData):
-        list(cli.frames([b"x" * (cli.HEAD_LIMIT + 1)]))
+        list(cli.frames([b"x" * (cli.HEAD_LIMIT + 1)], ASKED))
 
 
 # --- printed --------------------------------------------------------------------------------------------------------
@@ -517,6 +520,16 @@ def test_ctrl_c_leaves_and_says_how_to_come_back(capfd: pytest.CaptureFixture[st
             {"state": "failed", "reason": "exit_code", "exit_code": 3, "detail": "ValueError: x"},
             3,
             ["job 42 failed: the command ended with exit code 3", "  ValueError: x"],
+        ),
+        (
+            {"state": "failed", "reason": "exit_code", "exit_code": 1, "detail": MISSING},
+            1,
+            [
+                "job 42 failed: the command ended with exit code 1",
+                f"  {MISSING}",
+                "  hint: a package is declared in requirements.txt or in the script's header; "
+                "a file of yours has to be among `runner show --files 42`",
+            ],
         ),
         (
             {"state": "failed", "reason": "signal", "signal": 11},

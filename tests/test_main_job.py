@@ -328,6 +328,11 @@ def test_an_environment_that_cannot_be_built_fails_the_job_in_the_resolver_s_wor
     assert "job 1 failed: its environment could not be built" in done.stderr
     assert "no-such-thing-here was not found" in done.stderr
     assert "hint: correct what it asks for and submit again" in done.stderr
+    (job,) = box.json("ps")
+    shown = box.run("env", "show", job["environment"])
+    assert "state        failed" in shown
+    assert "no-such-thing-here was not found" in shown, "its build's whole log"
+    assert box.json("env") == [], "nothing is there of it to list or prune"
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -362,18 +367,23 @@ def test_what_can_t_be_done_is_refused_in_a_sentence_with_what_to_type_next(
     assert box.run("ps", "--all", "--json") == ""
 
 
-def test_hostile_names_travel_and_never_reach_the_terminal(box: tools.Box, project: Path) -> None:
+def test_hostile_names_neither_travel_nor_reach_the_terminal(box: tools.Box, project: Path) -> None:
     name = "a\x1b]0;x\x07 b.txt"
     (project / name).write_text("odd")
-    (project / f"{name}\nc").write_text("odd")
     script(
         project,
-        f"import os, shutil\nshutil.copy({name!r}, os.environ['RUNNER_OUT'])\nprint('\\x1b]52;c;eA==\\x07ok')\n",
+        f"import os\nfor name in ('fine', {name!r}):\n    open(os.environ['RUNNER_OUT'] + '/' + name, 'w').close()\n"
+        f"print('\\x1b]52;c;eA==\\x07ok')\n",
     )
+    refused = box.call("submit", "job.py", cwd=project)
+    assert (refused.returncode, "\\x1b]0;x\\x07 b.txt" in refused.stderr) == (64, True), refused.stderr
+    (project / name).unlink()
     done = box.call("submit", "--name", "n\x1b[2J", "job.py", cwd=project)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
-    assert (project / "runs/local-1" / name).exists(), done.stderr
-    shown = done.stderr + "".join(box.run(*words) for words in (("ps",), ("show", "1"), ("show", "--files", "1")))
+    assert sorted(os.listdir(project / "runs/local-1")) == [".runner-pull.json", "fine"], done.stderr
+    assert "not fetched: a\\x1b]0;x\\x07 b.txt: control characters" in done.stderr
+    shown = refused.stderr + done.stderr
+    shown += "".join(box.run(*words) for words in (("ps",), ("show", "1"), ("show", "--files", "1")))
     assert not set("\x1b\x07") & set(shown)
 
 

@@ -290,7 +290,7 @@ def test_a_file_removed_while_it_is_fetched_does_not_stop_the_others(box: Box, p
     assert not done.complete
 
 
-@pytest.mark.parametrize("name", ["new\nline", "\udcff", "a b?c#%41", "名前", "-rf", "'"])
+@pytest.mark.parametrize("name", ["\udcff", "a b?c#%41", "名前", "-rf", "'"])
 def test_odd_names_come_home(box: Box, project: Path, name: str) -> None:
     (box.out / name).write_text("odd")
     bring(box, project)

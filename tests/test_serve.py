@@ -117,7 +117,7 @@ def test_without_its_libraries_it_says_what_to_install(tmp_path: Path) -> None:
         ended = subprocess.run(command, env=env, pass_fds=[writer], capture_output=True, timeout=20)
         failure = json.loads(_line(reader))
     assert (failure["code"], ended.returncode) == ("not_installed", 69)
-    assert failure["hint"] == 'pip install "gpubox[box]"'
+    assert failure["hint"] == 'pip install ".[box]" in a clone'
 
 
 def test_a_database_that_is_damaged_is_left_as_it_is(make: Make) -> None:

@@ -154,7 +154,7 @@ LOOKS: dict[str, Row] = {
         lambda: cards.found([CARD, Card("0000:02:00.0")], nvml({}, failed=["it fell off the bus"])), "failed", "02:00.0"
     ),
     "the driver is silent": (lambda: cards.found([CARD], trouble("version_mismatch")), "failed", "sudo reboot"),
-    "nobody to ask it": (lambda: cards.found([CARD], trouble("no_reader")), "skipped", "gpubox[box]"),
+    "nobody to ask it": (lambda: cards.found([CARD], trouble("no_reader")), "skipped", ".[box]"),
     "to be reset": (lambda: cards.found([CARD], nvml({"values": {"recovery": "reset"}})), "failed", "recovery"),
     "the log is root's": (lambda: cards.faults(None), "skipped", "for root"),
     "no fault": (lambda: cards.faults([]), "ok", "no fault"),

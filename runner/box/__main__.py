@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> NoReturn:
         except ModuleNotFoundError as missing:
             if (missing.name or "").partition(".")[0] in ("runner", "dashboard"):
                 raise
-            raise NotInstalled(f"{missing.name} is not installed", 'pip install "gpubox[box]"') from None
+            raise NotInstalled(f"{missing.name} is not installed", 'pip install ".[box]" in a clone') from None
         sys.exit(serve.serve(by_command, ready, demo))
     except Problem as problem:
         _say(ready, problem)

@@ -288,15 +288,9 @@ def write(path: str, data: bytes) -> None:
     """A new file, not yet durable."""
     fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        write_all(fd, data)
+        files.write_all(fd, data)
     finally:
         os.close(fd)
-
-
-def write_all(fd: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while len(view):
-        view = view[os.write(fd, view) :]
 
 
 def sync_all(directory: str) -> None:

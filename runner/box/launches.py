@@ -23,7 +23,8 @@ CACHES = {
 }  # fmt: skip
 PASSED_ON = (
     "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH",
-    "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT",
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT",
     "PIP_INDEX_URL", "UV_DEFAULT_INDEX", *CACHES,
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from runner import errors
+from runner import errors, words
 
 VERSION = 1
 LIMIT_FILES = 100_000
@@ -121,11 +121,20 @@ def apply_changes(
         links = base.links if base is not None and links is None else links
         dirs = base.dirs if base is not None and dirs is None else dirs
         manifest = Manifest.of({**kept, **files}, links, dirs, limits)
+        plain(manifest)
     if manifest.id != snapshot:
         raise errors.BadData(
             "the list of files does not match the snapshot's name", "submit again; if it stays, see `runner doctor`"
         )
     return manifest
+
+
+def plain(manifest: Manifest) -> None:
+    """BadData: a name holds control characters. Asked of what comes; what came before this was asked still runs."""
+    names = (*manifest.files, *manifest.links, *manifest.dirs)
+    if not words.CONTROL.isdisjoint("".join(names)):
+        odd = next(path for path in names if not words.CONTROL.isdisjoint(path))
+        raise _hostile(f"control characters are in the name {odd!a}")
 
 
 def _hostile(why: str) -> errors.BadData:

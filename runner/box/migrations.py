@@ -105,7 +105,7 @@ def _check(connection: sqlite3.Connection, path: str) -> int:
     if version > VERSION:
         raise StateDamaged(
             f"the database {path} was made by a newer gpubox (schema {version}, this one knows {VERSION})",
-            "install the newer version again: `pip install --upgrade 'gpubox[box]'`; nothing was changed",
+            "install the newer version again: `pip install '.[box]'` in a clone of it; nothing was changed",
         )
     return version or VERSION
 

@@ -10,12 +10,13 @@ import zlib
 from hashlib import sha256
 
 from runner import errors, files
-from runner.box.blobs import Blobs, disk_words, write, write_all
+from runner.box.blobs import Blobs, disk_words, write
 from runner.box.manifests import CODE, LIMIT_BYTES, LIMIT_FILES
 
 PART_BYTES = 4 << 20  # the most that one part may hold: a packed one is unpacked in memory
 WORTH_KEEPING = 64 << 10  # a beginning shorter than this is sent again
 PIECE = 1 << 20
+STRIDE = 8 << 20  # the disk is at work while a long content arrives, not only at its end
 _NUMBER = rb"(0|[1-9][0-9]{0,18})"
 _HEADER = re.compile(rb"([0-9a-f]{64}) %b(?: %b %b %b)?" % (_NUMBER, _NUMBER, _NUMBER, _NUMBER))
 _HEADER_MAX = 64 + 4 * (1 + 19) + 1
@@ -45,6 +46,7 @@ class Receiver:
         self._length = 0  # of that part, unpacked
         self._sha = ""
         self._size = self._position = 0  # of the content that is arriving
+        self._begun = 0  # how much of it the disk was told to begin with
         self._fd: int | None = None
         self._digest = sha256()
         self.whole: dict[str, None] = {}  # what came, and was what it says
@@ -155,6 +157,7 @@ class Receiver:
             raise errors.TooLarge("more was sent than the box takes at once", CODE.hint)
         path = self._path(sha)
         self._sha, self._size, self._position, self._digest = sha, size, start, sha256()
+        self._begun = start
         if not start:
             self._fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             return
@@ -203,8 +206,11 @@ class Receiver:
     def _take(self, data: bytes | memoryview) -> None:
         assert self._fd is not None, "a header comes first"
         self._digest.update(data)
-        write_all(self._fd, data)
+        files.write_all(self._fd, data)
         self._position += len(data)
+        if self._position - self._begun >= STRIDE:
+            files.begin_sync(self._fd, self._begun, self._position - self._begun)
+            self._begun = self._position
 
     def _complete(self) -> None:
         if self._digest.hexdigest() != self._sha:

@@ -27,7 +27,7 @@ from typing import Any
 
 from runner import errors, files
 from runner.box.blobs import Blobs, disk_words, sync_all
-from runner.box.manifests import DATA, Manifest, apply_changes
+from runner.box.manifests import DATA, Manifest, apply_changes, plain
 from runner.box.schedule import size
 from runner.box.settings import SYSTEMD, Settings
 from runner.box.trees import remove_tree
@@ -150,6 +150,7 @@ class Sets:
             except errors.NotFound:
                 return None
             manifest = Manifest.parse(data, DATA)
+            plain(manifest)
             if manifest.id != wish.id:
                 raise errors.BadData("the list of files is not written as it should be", "upgrade `runner`")
             return manifest

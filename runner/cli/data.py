@@ -82,7 +82,7 @@ def _list(given: Given, api: Client, _: list[str]) -> int:
 
 
 def _row(each: dict[str, Any], now: float) -> list[str]:
-    known = each["bytes"] is not None
+    known = each["bytes"] is not None and each["files"] is not None
     size, count = (output.size(each["bytes"]), f"{each['files']:,}") if known else ("-", "-")
     return [
         each["name"],
@@ -109,7 +109,7 @@ def _push(given: Given, api: Client, typed: list[str]) -> int:
     if "--json" in given:
         output.json({**made, "sent_bytes": sent})
     else:
-        what = f"{output.many(made['files'], 'file')}, {output.size(made['bytes'])}"
+        what = f"{output.many(len(folder.parts['files']), 'file')}, {output.size(folder.bytes)}"
         took = output.span(time.monotonic() - began)
         output.say(f"{name} is on {api.box}: {what}; {output.size(sent)} sent in {took}; jobs: $RUNNER_DATA/{name}")
     return 0

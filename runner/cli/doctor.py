@@ -247,7 +247,7 @@ def _uv() -> Finding:
     beside = os.path.join(os.path.dirname(sys.executable), "uv")
     found = beside if os.access(beside, os.X_OK) else _program("uv")
     why = "jobs that declare what they need cannot be built"
-    return _finding("box.uv", OK if found else WARNING, found or "not found", 'pip install "gpubox[box]"', why)
+    return _finding("box.uv", OK if found else WARNING, found or "not found", 'pip install ".[box]" in a clone', why)
 
 
 def _program(name: str) -> str:
@@ -323,7 +323,7 @@ def _box(name: str) -> Iterator[Finding]:
 def _version(theirs: str) -> Finding:
     same = theirs == runner.__version__
     seen = theirs if same else f"the box has {theirs}, this command {runner.__version__}"
-    next = "pip install --upgrade gpubox    # where the older one is; on a box that was made: setup.yml"
+    next = "pip install .    # in a newer clone, where the older one is; on a box that was made: setup.yml"
     return _finding("service.versions", OK if same else WARNING, seen, next)
 
 

@@ -89,7 +89,7 @@ def port(arguments: list[str]) -> int:
     api = boxes.open_box(given.get("--box"))
     job = api.get(f"/jobs/{values.job(given.words[:1], 'runner port')}")["job"]
     if job["state"] not in words.ACTIVE:
-        raise errors.Busy(f"job {job['id']} is {job['state']}; nothing of it listens", "`runner ps` shows what runs")
+        raise errors.Busy(f"nothing of job {job['id']} listens: it is {job['state']}", "`runner ps` shows what runs")
     address = _elsewhere(given)
     if address is None:
         output.say(f"the box is this computer: what job {job['id']} serves there is at http://127.0.0.1:{wanted}")
@@ -152,7 +152,7 @@ def _link(address: addresses.Address) -> Link:
     try:
         from runner.laptop import link
     except ImportError as error:
-        raise errors.NotInstalled(f"ssh can't be used: {error}", "pip install --upgrade gpubox") from None
+        raise errors.NotInstalled(f"ssh can't be used: {error}", "`pip install .` again, in a clone") from None
     return link.Link(address.ssh, link.at_terminal())
 
 

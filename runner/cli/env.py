@@ -106,7 +106,7 @@ def _show(given: Given, api: Client, typed: list[str]) -> int:
     for name, text in lines:
         output.put(f"{name:<12} {output.clean(text)}\n")
     if one["state"] != "ready" and found["log"]:
-        output.put(f"\n{output.clean(found['log'])}\n")
+        output.put(f"\n{output.lines(found['log'].rstrip(), 0)}\n")
     return 0
 
 

@@ -7,7 +7,7 @@ import time
 
 from runner import errors, words
 from runner.cli import options, output, values
-from runner.laptop import boxes
+from runner.laptop import answers, boxes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,14 +127,12 @@ def _pass_through(api: Client, path: str) -> int:
 
 
 def _streamed(api: Client, path: str) -> Iterator[dict[str, Any]]:
-    from runner.laptop.light import loads
-
-    rest = b""
+    rest, asked = b"", answers.Asked(api.box, "GET", path)
     for piece in api.stream("GET", path):
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             if line:
-                yield loads(line.decode())
+                yield answers.of_shape(answers.read(line.decode("utf-8", "replace"), asked), "@Job", asked)
 
 
 def _groups(jobs: list[dict[str, Any]], wanted: bool) -> Iterable[dict[str, Any]]:
@@ -142,7 +140,8 @@ def _groups(jobs: list[dict[str, Any]], wanted: bool) -> Iterable[dict[str, Any]
     found: dict[str, dict[str, Any]] = {}
     for job in jobs if wanted else ():
         if name := job.get("group"):
-            group = found.setdefault(name, {**job, "group": name, "first_id": job["id"], "counts": {}})
+            shown = {field: job[field] for field in ("name", "user", "submitted_at")}
+            group = found.setdefault(name, {**job, **shown, "group": name, "first_id": job["id"], "counts": {}})
             group["counts"][job["state"]] = group["counts"].get(job["state"], 0) + 1
     return found.values()
 
@@ -225,7 +224,10 @@ def cancel(arguments: list[str]) -> int:
 
 
 def _cancelled(job: dict[str, Any]) -> str:
-    return str(job["state"]) if job["state"] in words.FINISHED else "asked to end"
+    """What became of that wish. One that ended otherwise had done so before."""
+    if job["state"] not in words.FINISHED:
+        return "asked to end"
+    return str(job["state"]) if job["state"] == words.CANCELLED else f"had ended already ({job['state']})"
 
 
 def hold(arguments: list[str]) -> int:

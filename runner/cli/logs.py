@@ -8,8 +8,7 @@ import time
 
 from runner import errors, words
 from runner.cli import options, output, values
-from runner.laptop import boxes
-from runner.laptop.light import loads
+from runner.laptop import answers, boxes
 from runner.laptop.terminal import Folded, Screen
 
 TYPE_CHECKING = False
@@ -46,6 +45,9 @@ Examples:
 
 PATIENCE = 45.0  # seconds; a box that is there says so every 15
 PAUSES = (0.1, 0.3, 1.0, 2.0, 5.0)  # between tries to come back; the last one again and again
+FRAME = {
+    "kind": "s", "bytes": "i", "attempt": "i", "offset": "i", "until": "i", "state": "s", "why": "s", "job": "@Job",
+}  # fmt: skip
 HEAD_LIMIT = 16 << 20  # of a frame's head: the last one holds the whole job
 BLOCK = 64 << 10
 NAMED = 20  # outputs named one by one
@@ -159,8 +161,9 @@ class Follower:
         lost = 0
         while self.lines != 0:
             try:
+                asked = answers.Asked(self.client.box, "GET", self._path())
                 chunks = self.client.stream("GET", self._path(), patience=PATIENCE)
-                for frame, body in frames(self._heard(chunks)):
+                for frame, body in frames(self._heard(chunks), asked):
                     lost = lost if frame["kind"] == "state" else 0  # a box that falls over at once is left in peace
                     if self._take(frame, body):
                         self.pause()
@@ -265,14 +268,14 @@ class Follower:
         return rest
 
 
-def frames(chunks: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], bytes]]:
+def frames(chunks: Iterable[bytes], asked: answers.Asked) -> Iterator[tuple[dict[str, Any], bytes]]:
     """The frames of a stream, each with its bytes. One that the stream tears off is left out."""
     held = b""
     for chunk in chunks:
         held += chunk
         at = 0
         while (end := held.find(b"\n", at)) >= 0:
-            head = _head(held[at:end])
+            head = _head(held[at:end], asked)
             after = end + 1 + head["bytes"]
             if len(held) < after:
                 break
@@ -280,29 +283,30 @@ def frames(chunks: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], bytes]]:
             at = after
         held = held[at:]
         if len(held) > HEAD_LIMIT:
-            raise _no_frame()
+            raise asked.nonsense("a frame of a log does not end")
 
 
-def _head(line: bytes) -> dict[str, Any]:
-    try:
-        head = loads(line.decode())
-        if isinstance(head["kind"], str) and 0 <= int(head["bytes"]) <= HEAD_LIMIT:
-            return dict(head)
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise _no_frame()
-
-
-def _no_frame() -> errors.BadData:
-    return errors.BadData("what the box sends is not a job's log", "`runner doctor` compares the versions")
+def _head(line: bytes, asked: answers.Asked) -> dict[str, Any]:
+    head: dict[str, Any] = answers.of_shape(answers.read(line.decode("utf-8", "replace"), asked), FRAME, asked)
+    if not 0 <= head["bytes"] <= HEAD_LIMIT:
+        raise asked.nonsense("a frame of a log is longer than any")
+    return head
 
 
 # --- where to begin --------------------------------------------------------------------------------------------------
 
 
 def _size(client: Client, job_id: int, attempt: int) -> int:
-    headers = client.request("GET", f"/logs/{job_id}?attempt={attempt}&offset=0&limit=0")[1]
-    return int(headers["x-gpubox-size"])
+    path = f"/logs/{job_id}?attempt={attempt}&offset=0&limit=0"
+    return _place(client, path, client.request("GET", path)[1], "x-gpubox-size")
+
+
+def _place(client: Client, path: str, headers: dict[str, str], name: str) -> int:
+    """A place in a log, from a header."""
+    text = headers.get(name, "")
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise answers.Asked(client.box, "GET", path).nonsense(f"its header {name} is no number")
+    return int(text)
 
 
 def tail_offset(client: Client, job_id: int, attempt: int, lines: int) -> int:
@@ -313,7 +317,7 @@ def tail_offset(client: Client, job_id: int, attempt: int, lines: int) -> int:
         path = f"/logs/{job_id}?attempt={attempt}&offset={block}&limit={offset - block}"
         data: bytes
         _, headers, data = client.request("GET", path)
-        begin = int(headers.get("x-gpubox-offset", block))
+        begin = _place(client, path, headers, "x-gpubox-offset")
         if begin + len(data) < offset:
             break  # a gap
         at = len(data) - 1 if offset == end else len(data)  # the newline at the very end begins no line
@@ -371,6 +375,9 @@ def ending(job: dict[str, Any]) -> list[str]:
     detail = str(job.get("detail") or "")
     if detail and detail != why:
         lines.append(f"  {detail}")
+    if detail.startswith("ModuleNotFoundError"):
+        files = f"a file of yours has to be among `runner show --files {job['id']}`"
+        lines.append(f"  hint: a package is declared in requirements.txt or in the script's header; {files}")
     return lines
 
 

@@ -66,6 +66,11 @@ def clean(text: str) -> str:
     return terminal.clean(text)
 
 
+def lines(text: str, indent: int) -> str:
+    """A text of several lines, each nothing but text; those after the first begin further in, as no heading does."""
+    return ("\n" + " " * indent).join(map(clean, text.split("\n")))
+
+
 def json(value: object) -> None:
     put(dumps(value) + "\n")
 

@@ -37,6 +37,8 @@ Examples:
   runner why g42
   runner why 42 --json
 """
+SAID = ("why", "detail")  # these may have several lines, as a resolver's words have
+MARGIN = 16
 
 
 def show(arguments: list[str]) -> int:
@@ -78,10 +80,11 @@ def _show_job(found: dict[str, Any]) -> None:
     state = output.state(job["state"])
     output.put(f"job {job['id']}  {state}  {output.clean(job['name'])}\n")
     files = found.get("files") or {}
+    why, detail = str(found.get("why") or ""), str(job.get("detail") or "")
     facts = [
-        ("why", found.get("why")),
+        ("why", why),
         ("ended", output.ending(job) if job["state"] in words.FINISHED else ""),
-        ("detail", job.get("detail")),
+        ("detail", "" if detail in why else detail),
         ("command", "" if job.get("adopts") else output.line(job["command"])),  # an adopted one's waits for it
         ("directory", spec.get("directory") or ("the project's root" if spec.get("snapshot") else "")),
         ("project", job.get("project")),
@@ -110,7 +113,7 @@ def _show_job(found: dict[str, Any]) -> None:
     ]
     for name, text in facts:
         if text:
-            output.put(f"  {name:<13} {output.clean(str(text))}\n")
+            output.put(f"  {name:<13} {output.lines(text, MARGIN) if name in SAID else output.clean(str(text))}\n")
     for attempt in found.get("attempts") or ():
         output.put(f"  {'attempt ' + str(attempt['number']):<13} {output.clean(_attempt(attempt, gpus))}\n")
         for use in found.get("uses") or ():
@@ -201,5 +204,5 @@ def why(arguments: list[str]) -> int:
             output.json(found)
         else:
             before = f"job {job_id}: " if len(numbers) > 1 else ""
-            output.put(f"{before}{output.clean(str(found['why']))}\n")
+            output.put(f"{before}{output.lines(str(found['why']), 2)}\n")
     return 0

@@ -6,7 +6,7 @@ import os
 
 from runner import errors
 from runner.cli import options, output, values
-from runner.laptop import awaited, boxes, client
+from runner.laptop import answers, awaited, boxes, client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ Examples:
   runner diff 41 42       what changed between two jobs
 """
 GPU_IDS = ("uuid", "index")
+STRAYING = ("--gpus", "--gpu-type", "--gpu-mem", "--exclusive", "--cpus", "--mem", "--time-limit", "--stop-if-idle")
 
 
 def submit(arguments: list[str]) -> int:
@@ -172,6 +173,7 @@ def _task(given: Given) -> tuple[dict[str, Any], str]:
             f"{typed} lies outside of its project {root}", f"move it there, or submit it from {root}"
         )
     directory = _inside(here, root)
+    _say_strayed(path, typed, rest)
     if directory is None:
         output.say(f"note: it will run in {root}; the current directory is not part of that project")
     below = os.path.relpath(script, directory) if directory else script
@@ -182,6 +184,19 @@ def _task(given: Given) -> tuple[dict[str, Any], str]:
         "project": root,
         "directory": directory or "",
     }, path
+
+
+def _say_strayed(path: str, typed: str, rest: list[str]) -> None:
+    """Options come before the script. One after it is the script's; it is told where that speaks of no such thing."""
+    strayed = next((word.partition("=")[0] for word in rest if word.partition("=")[0] in STRAYING), None)
+    if strayed is None:
+        return
+    with open(path, "rb") as file:
+        text = file.read(1 << 20).replace(b"-", b"_")
+    if strayed[2:].replace("-", "_").encode() not in text:
+        output.say(
+            f"note: {strayed} after the script is given to the script; for the job: runner submit {strayed} ... {typed}"
+        )
 
 
 def _current_directory() -> str:
@@ -242,6 +257,12 @@ def _runner_of(typed: str, path: str, below: str) -> list[str]:
         return ["python", below]
     if path.endswith(".sh"):
         return ["bash", below]
+    if path.endswith(".ipynb"):
+        run = f'jupyter nbconvert --to notebook --execute --output-dir "$RUNNER_OUT" "{below}"'
+        raise errors.BadRequest(
+            f"{typed} is a notebook, which a command runs",
+            f"nbconvert and ipykernel in requirements.txt, then: runner submit -- sh -c '{run}'",
+        )
     if os.access(path, os.X_OK):
         return [below if "/" in below else f"./{below}"]
     raise errors.BadRequest(
@@ -392,6 +413,8 @@ def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str, proj
         output.say(f"note: {warning}")
     group = answer.get("group")
     name = str(group or answer["id"])
+    if not values.is_name(name):
+        raise answers.Asked(api.box, "POST", "/jobs").nonsense("that is neither a job nor a group")
     to, pull = given.get("--pull-to") or "", "--no-pull" not in given
     if pull:
         awaited.note(api.box, name, os.path.abspath(to) if to else "", project)

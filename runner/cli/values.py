@@ -156,6 +156,11 @@ def _runs(ids: list[int | str]) -> Iterator[str]:
         yield f"{first}-{last}" if last > first else str(first)
 
 
+def is_name(text: str) -> bool:
+    """Of one job, or of one group."""
+    return _is_id(text.removeprefix("g"))
+
+
 def _is_id(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 16 and int(text) > 0
 

@@ -9,7 +9,7 @@ import time
 
 from runner import errors, words
 from runner.cli import logs, options, output, values
-from runner.laptop import addresses, awaited, boxes
+from runner.laptop import addresses, answers, awaited, boxes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,10 +152,13 @@ class _Watch:
 
     def look(self) -> bool:
         """Whether all have ended."""
-        counts = _ask(self.api, f"/groups/{self.group}", self.left is not None)["jobs"]
+        path = f"/groups/{self.group}"
+        counts = _ask(self.api, path, self.left is not None)["jobs"]
         if self.left is None:
-            first = int(self.group[1:])
-            self.left = dict.fromkeys(range(first, first + sum(counts.values())))
+            first, count = int(self.group[1:]), sum(counts.values())
+            if not 0 <= count <= values.SWEEP_LIMIT:
+                raise answers.Asked(self.api.box, "GET", path).nonsense("so many jobs are no group")
+            self.left = dict.fromkeys(range(first, first + count))
         if sum(counts.get(state, 0) for state in words.UNFINISHED) < len(self.left):
             self._take(self.left)
         self._show(counts)

@@ -114,8 +114,13 @@ def use(name: str) -> None:
 
 
 def check_name(name: str) -> str:
-    """BadRequest: no name for a box."""
-    if name in (LOCAL, DEMO) or not name or len(name) > NAME_MAX or name[0] in ".-" or name.strip(LETTERS):
+    """BadRequest: no name for a box elsewhere."""
+    if name in (LOCAL, DEMO):
+        raise errors.BadRequest(
+            f"{name} is on this computer; it can't be the name of a box elsewhere",
+            "`runner box list` shows which there are; `runner doctor` looks at this one",
+        )
+    if not name or len(name) > NAME_MAX or name[0] in ".-" or name.strip(LETTERS):
         raise errors.BadRequest(
             f"{name[:80]!a} can't be the name of a box", "letters, digits, . _ and -; such as gpubox"
         )

@@ -12,8 +12,9 @@ import time
 from runner import paths
 from runner.laptop.light import dumps, loads
 
-LOCK, NEWS = ".lock", ".news"
-REST_SECONDS = 5.0  # between two couriers
+NEWS = ".news"
+LOCK, LEFT = ".lock-", ".left-"  # + box
+REST_SECONDS = 5.0  # between two couriers to a box
 
 _noted = ""  # by this command: too fresh to be asked for
 
@@ -70,24 +71,24 @@ def meant(box: str, name: str) -> tuple[str, str]:
 
 
 def send(names: list[str]) -> None:
-    """Start a courier where it has something to do, unless one was here a moment ago. names: what is in the folder."""
-    if not any(":" in name and name != _noted for name in names):
-        return
-    try:
-        if 0 <= time.time() - os.stat(f"{_folder()}/{LOCK}").st_mtime < REST_SECONDS:
-            return
-    except OSError:
-        pass  # none was ever sent
-    from runner.laptop import detached
+    """Start a courier to each box that has something for us, unless one was sent a moment ago. names: what is in the
+    folder."""
+    for box in sorted({name.rpartition(":")[0] for name in names if ":" in name and name != _noted}):
+        try:
+            if 0 <= time.time() - os.stat(f"{_folder()}/{LOCK}{box}").st_mtime < REST_SECONDS:
+                continue
+        except OSError:
+            pass  # none was ever sent
+        from runner.laptop import detached
 
-    detached.start(["-m", "runner.laptop.courier"])
+        detached.start(["-m", "runner.laptop.courier", box])
 
 
-def lock() -> int | None:
-    """For the one courier; None: there is one already."""
+def lock(box: str) -> int | None:
+    """For the one courier to a box; None: there is one already."""
     import fcntl
 
-    fd = os.open(f"{_folder()}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(f"{_folder()}/{LOCK}{box}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -95,6 +96,23 @@ def lock() -> int | None:
         return None
     os.utime(fd)
     return fd
+
+
+def left(box: str) -> bool:
+    """Note that a box is left for now; whether that is news."""
+    try:
+        os.close(os.open(f"{_folder()}/{LEFT}{box}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    return True
+
+
+def visited(box: str) -> None:
+    """It is as it should be: when it is left again, that is news."""
+    try:
+        os.unlink(f"{_folder()}/{LEFT}{box}")
+    except OSError:
+        pass
 
 
 def tell(line: str) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 START_SECONDS = 20.0  # for a daemon to say that it listens
 SETTLE_SECONDS = 5.0  # for another command's daemon to listen; for one of an older version to be replaced
 TICK = 0.02
+DIGITS_MAX = 9  # of a number in a version
 LINE_LIMIT = 64 << 10
 GONE = (errno.ENOENT, errno.ECONNREFUSED)  # no daemon: no socket, or one that nobody listens on
 
@@ -246,7 +247,7 @@ def _failure(said: str) -> errors.Problem | None:
         return errors.Problem(f"the box's daemon said something unexpected: {said[:200]}", "see `runner doctor`")
     failure = errors.from_json(body, 503)
     if isinstance(failure, errors.NotInstalled):
-        failure.hint = failure.hint or 'pip install "gpubox[box]"'
+        failure.hint = failure.hint or 'pip install ".[box]" in a clone'
     return failure
 
 
@@ -306,7 +307,7 @@ def _compare(client: Client, headers: dict[str, str]) -> bool:
 def _level(headers: dict[str, str]) -> int:
     """That of the box; Unreachable when it is newer than ours, or none."""
     level = headers.get("x-gpubox-api", "")
-    if not level.isdecimal():
+    if not level.isdecimal() or len(level) > DIGITS_MAX:
         raise errors.Unreachable("what answers is not a box: it names no API level", "see `runner doctor`")
     if int(level) > runner.API_LEVEL:
         raise errors.Unreachable(
@@ -323,7 +324,7 @@ def _release(version: str) -> tuple[int, ...]:
     """0.10.1rc2 -> (0, 10, 1): enough to tell older from newer."""
     numbers = []
     for part in version.split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        digits = part[: len(part) - len(part.lstrip("0123456789"))][:DIGITS_MAX]
         if not digits:
             break
         numbers.append(int(digits))

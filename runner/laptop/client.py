@@ -10,6 +10,8 @@ import os
 import time
 
 from runner import errors
+from runner.laptop import answers
+from runner.laptop.flow import Flow
 from runner.laptop.light import dumps, loads
 
 TYPE_CHECKING = False
@@ -84,12 +86,13 @@ class Reply:
 
 
 class Connection:
-    """One socket and what was read from it but not yet used."""
+    """One socket and what was read from it but not yet used. flow: by which what comes is judged, if it is."""
 
-    __slots__ = ("buffer", "reusable", "socket")
+    __slots__ = ("buffer", "flow", "reusable", "socket")
 
     def __init__(self, sock: Socket) -> None:
         self.socket, self.buffer, self.reusable = sock, b"", False
+        self.flow: Flow | None = None
 
     def send(self, data: bytes) -> None:
         try:
@@ -99,11 +102,15 @@ class Connection:
         except OSError as error:
             raise Lost(f"the connection to the box was lost: {error.strerror or error}", LOST_HINT) from None
 
-    def head(self, informed: int = 0) -> Reply:
-        """The status and headers of the next reply. informed: how many of those before it were none yet."""
+    def head(self, patience: float = REPLY_SECONDS, informed: int = 0) -> Reply:
+        """The status and headers of the next reply, within `patience` seconds. informed: how many of those before it
+        were none yet."""
+        deadline = time.monotonic() + patience
         while (end := self.buffer.find(b"\r\n\r\n")) < 0:
             if len(self.buffer) > HEAD_LIMIT:
                 raise _malformed("its headers do not end")
+            if time.monotonic() > deadline:
+                raise _silent()
             piece = self._receive()
             if not piece:
                 if self.buffer:
@@ -119,7 +126,7 @@ class Connection:
         if 100 <= status < 200:  # "100 Continue": the real one follows
             if informed == INFORMED_MAX:
                 raise _malformed("it never comes to its answer")
-            return self.head(informed + 1)
+            return self.head(deadline - time.monotonic(), informed + 1)
         headers = {}
         for line in lines:
             name, colon, value = line.partition(":")
@@ -170,12 +177,16 @@ class Connection:
         return line
 
     def _receive(self) -> bytes:
+        began = time.monotonic()
         try:
-            return self.socket.recv(PIECE)
+            data = self.socket.recv(PIECE)
         except TimeoutError:
             raise _silent() from None
         except OSError as error:
             raise Lost(f"the connection to the box was lost: {error.strerror or error}", LOST_HINT) from None
+        if self.flow is not None:
+            self.flow.tell(time.monotonic() - began, len(data))
+        return data
 
 
 class Client:
@@ -188,6 +199,7 @@ class Client:
         self.always = {"Host": box}  # headers of every request
         self.greet: Callable[[Client, dict[str, str]], bool] | None = None  # sees the first reply; True: ask again
         self.meanwhile: Callable[[], None] | None = None  # done once, while the box is at work on the next request
+        self._downloads = Flow()
         self._idle: Connection | None = None
 
     def request(
@@ -198,11 +210,14 @@ class Client:
         body: bytes | Iterable[bytes] | None = None,
         headers: dict[str, str] | None = None,
     ) -> tuple[int, dict[str, str], Any]:
-        """(status, headers, what the body says: parsed JSON, else bytes). An error status is raised."""
+        """(status, headers, what the body says: JSON, looked at by answers.py, else bytes). An error status is
+        raised."""
+        asked = answers.Asked(self.box, method, path)
         for pause in (*PAUSES, None):
             try:
                 reply = self._send(method, path, json, body, headers)
-                return reply.status, reply.headers, _parsed(reply, self._body(reply))
+                reply.connection.flow = Flow()
+                return reply.status, reply.headers, _parsed(reply, self._body(reply), asked)
             except Lost:
                 if pause is None or not _repeatable(method, headers):
                     raise
@@ -216,14 +231,16 @@ class Client:
         json: object = None,
         body: bytes | Iterable[bytes] | None = None,
         headers: dict[str, str] | None = None,
-        patience: float = REPLY_SECONDS,
+        patience: float | None = None,
     ) -> Iterator[bytes]:
-        """The body in pieces as they arrive, at most `patience` apart. The reply has begun, and is no error, when
-        this returns."""
+        """The body in pieces as they arrive. patience: how far apart they may be where a box has not always something
+        to say; else it is a download, which has to keep coming. The reply has begun, and is no error, when this
+        returns."""
+        flow = self._downloads if patience is None else None
         for pause in (*PAUSES, None):
             try:
-                reply = self._send(method, path, json, body, headers)
-                reply.connection.socket.settimeout(patience)
+                reply = self._send(method, path, json, body, headers, flow)
+                reply.connection.socket.settimeout(patience or REPLY_SECONDS)
                 return self._pieces(reply)
             except Lost:
                 if pause is None or not _repeatable(method, headers):
@@ -250,15 +267,17 @@ class Client:
         json: object,
         body: bytes | Iterable[bytes] | None,
         headers: dict[str, str] | None,
+        flow: Flow | None = None,
     ) -> Reply:
         """Send a request and read the head of its reply; an error status is raised."""
-        reply = self._exchange(method, path, json, body, headers)
+        reply = self._exchange(method, path, json, body, headers, flow)
         if self.greet:
             greet, self.greet = self.greet, None
             if self._greeted(greet, reply) and _repeatable(method, headers):
                 reply.connection.close()
-                reply = self._exchange(method, path, json, body, headers)
+                reply = self._exchange(method, path, json, body, headers, flow)
         if reply.status >= 400:
+            reply.connection.flow = Flow()
             raise errors.from_json(_error_body(self._body(reply)), reply.status)
         return reply
 
@@ -269,9 +288,14 @@ class Client:
         json: object,
         body: bytes | Iterable[bytes] | None,
         headers: dict[str, str] | None,
+        flow: Flow | None,
     ) -> Reply:
+        began = time.monotonic()
         connection, self._idle = self._idle or Connection(self.connect()), None
         connection.socket.settimeout(self.patience)
+        connection.flow = flow
+        if flow is not None:
+            flow.tell(time.monotonic() - began, 0)
         sent = {**self.always, **(headers or {})}
         if json is not None:
             body = dumps(json).encode()
@@ -291,7 +315,7 @@ class Client:
             meanwhile, self.meanwhile = self.meanwhile, None
             if meanwhile:
                 meanwhile()
-            return connection.head()
+            return connection.head(self.patience)
         except BaseException:
             connection.close()
             raise
@@ -349,13 +373,11 @@ def _repeatable(method: str, headers: dict[str, str] | None) -> bool:
     return method == "GET" or "Idempotency-Key" in (headers or {})
 
 
-def _parsed(reply: Reply, data: bytes) -> Any:
-    if not reply.headers.get("content-type", "").startswith("application/json"):
-        return data
-    try:
-        return loads(data.decode())
-    except ValueError:
-        raise _malformed("its body is not JSON") from None
+def _parsed(reply: Reply, data: bytes, asked: answers.Asked) -> Any:
+    said: Any = data
+    if reply.headers.get("content-type", "").startswith("application/json"):
+        said = answers.read(data.decode("utf-8", "replace"), asked)
+    return answers.checked(said, reply.status, asked)
 
 
 def _error_body(data: bytes) -> object:

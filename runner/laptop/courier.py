@@ -1,5 +1,5 @@
-"""The process that brings outputs home in the background: of jobs that ended since somebody looked. Started by a
-command, silent, soon over; where a box does not answer the next command's courier tries again."""
+"""The process that brings outputs home from a box in the background: of jobs that ended since somebody looked.
+Started by a command, silent, soon over, one for each box; where a box does not answer the next command tries again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 
 from runner import errors, words
 from runner.laptop import awaited, boxes
+from runner.laptop.flow import Trickle
 from runner.laptop.pull import Pulled, pull, writable
 
 TYPE_CHECKING = False
@@ -17,16 +18,19 @@ if TYPE_CHECKING:
     from runner.laptop.client import Client
 
 
-def main() -> int:
+def main(box: str) -> int:
     os.setsid()  # a terminal that is closed does not end it
-    held = awaited.lock()
+    held = awaited.lock(box)
     if held is None:
         return 0
-    for box, names in awaited.all_of().items():
-        try:
-            _visit(box, names)
-        except Exception:  # also what no box should say: the others are not to wait for it
-            continue  # not to be reached now, or not ours any more: `runner pull` says why
+    try:
+        _visit(box, awaited.all_of().get(box, {}))
+        awaited.visited(box)
+    except Trickle as slow:
+        if awaited.left(box):
+            awaited.tell(f"the outputs of your jobs on {box} do not come: {slow.message}; {slow.hint}")
+    except Exception:  # also what no box should say
+        pass  # not to be reached now, or not ours any more: `runner pull` says why
     os.close(held)
     return 0
 
@@ -41,9 +45,10 @@ def _visit(box: str, names: dict[str, str]) -> None:
     for name in names:
         to, project = awaited.meant(box, name)
         try:
-            jobs = api.get(f"/jobs?ids={name}")["jobs"]
+            over = _over(api, name)  # asked first: if it is, the list is complete
+            jobs = api.get(f"/jobs?ids={name}&unfetched=1")["jobs"]  # a box of before sends all of them
         except errors.NotFound:
-            jobs = []
+            over, jobs = True, []
         try:
             for job in jobs:
                 if job["state"] in words.FINISHED and job["fetched_at"] is None:
@@ -53,8 +58,16 @@ def _visit(box: str, names: dict[str, str]) -> None:
         except errors.Problem as problem:  # told once: then it is for somebody to look at
             awaited.tell(f"the outputs of {name} are still on {box}: {problem.message}; {problem.hint}")
             awaited.forget(box, name)
-        if all(job["state"] in words.FINISHED for job in jobs):
+        if over:
             awaited.forget(box, name)
+
+
+def _over(api: Client, name: str) -> bool:
+    """Whether a job, or a group, which can be of 10,000, has ended."""
+    if name[0] == "g":
+        counts = api.get(f"/groups/{name}")["jobs"]
+        return not any(counts.get(state) for state in words.UNFINISHED)
+    return api.get(f"/jobs?ids={name}")["jobs"][0]["state"] in words.FINISHED
 
 
 def _bring(api: Client, job: dict[str, Any], to: str, project: str) -> None:
@@ -77,4 +90,4 @@ def _told(job_id: int, done: Pulled) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

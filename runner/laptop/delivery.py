@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from runner.laptop.snapshot import Snapshot
 
 TRIES = hashes.TRIES
+DURABLE_BYTES = 4 << 20  # a second, that a slow disk of a box makes durable of what arrived, before it answers
 INLINE_BYTES = 64 << 10  # contents up to here go along unasked: less than a question costs on most ways
 
 
@@ -73,6 +74,11 @@ class Delivery:
             return self._as_before()
         return self._complete(answer) if "missing" in answer else answer
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of all contents, by their hashes."""
+        return {sha: size for _, size, sha in self.snapshot.parts["files"].values()}
+
     # --- requests ---
 
     def _submit(self) -> dict[str, Any]:
@@ -108,10 +114,14 @@ class Delivery:
 
     def _complete(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Upload what is missing, however often the connection is cut, and submit."""
-        tries = upload.Tries()
-        sizes = {sha: size for _, size, sha in self.snapshot.parts["files"].values()}
-        while "missing" in answer:
-            answer = tries.go(upload.left(sizes, answer), answer, self._send) or self._known()
+        tries, patience = upload.Tries(), self.api.patience
+        try:
+            while "missing" in answer:
+                left = upload.left(self.sizes, answer)
+                self.api.patience = max(self.api.patience, patience + left / DURABLE_BYTES)  # also for who asks again
+                answer = tries.go(left, answer, self._send) or self._known()
+        finally:
+            self.api.patience = patience
         return answer
 
     def _send(self, missing: list[str], held: dict[str, int]) -> dict[str, Any]:
@@ -140,7 +150,7 @@ class Delivery:
             except errors.SnapshotUnknown:
                 whole = self.snapshot.offer(whole=True)
                 reply = self.api.request("POST", "/snapshots", json=whole, headers=self.key)[2]
-            if not reply["missing"]:
+            if not upload.left(self.sizes, {"held": {}, **reply}):
                 return self._submit()
             self._upload(reply["missing"], {}, plain=True)
         raise errors.BadData("the box still asks for files after they were sent", "see `runner doctor`")

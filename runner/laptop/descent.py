@@ -5,6 +5,13 @@ from __future__ import annotations
 import errno
 import os
 
+from runner import words
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
+GIT_NAMES = frozenset(("head", "config", "config.worktree", "commondir", "hooks", "objects", "refs"))
 PART = ".runner-pull-"  # + version: a file on its way; nothing of a box's is called so
 DEPTH_MAX = 100  # folders, as many as a box lists
 NAME_MAX, TARGET_MAX = 255, 4095  # bytes; of one name in a path, of where a link leads
@@ -21,6 +28,8 @@ def enter(root: int, path: str, make: bool) -> tuple[int, str]:
     *folders, name = path.split("/")
     if "\0" in path or any(part in ("", ".", "..") for part in (*folders, name)) or path.startswith(PART[:-1]):
         raise Refusal("not a path inside the folder")
+    if not words.CONTROL.isdisjoint(path):
+        raise Refusal("control characters are in its name; let the job give it another one")
     if len(folders) > DEPTH_MAX or any(_length(part) > NAME_MAX for part in (*folders, name)):
         raise Refusal("its name is too long for this computer")
     fd = os.dup(root)
@@ -39,6 +48,51 @@ def enter(root: int, path: str, make: bool) -> tuple[int, str]:
             raise Refusal(f'"{part}" here is no folder') from None
         raise
     return fd, name
+
+
+def repositories(root: int, paths: Iterable[str]) -> set[str]:
+    """The folders that git would take for a repository, bare as it is, by what is to come and what is here. HEAD is a
+    file or a link."""
+    names: dict[str, set[str]] = {}
+    for path in paths:
+        kind = ""
+        while path:
+            path, _, name = path.rpartition("/")
+            beside = names.setdefault(path, set())
+            if name.lower() + kind in beside:
+                break
+            beside.add(name.lower() + kind)
+            kind = "/"
+    found = set()
+    for folder, beside in names.items():
+        if not GIT_NAMES.isdisjoint(name.rstrip("/") for name in beside):
+            beside.update(_names_in(root, folder))
+            whole = {name.rstrip("/") for name in beside}
+            if "head" in beside and ("commondir" in whole or whole >= {"objects", "refs"}):
+                found.add(folder)
+    return found
+
+
+def check_git(path: str, repositories: Container[str]) -> None:
+    """Refusal for what git would run something by. repositories: as found by the function of that name."""
+    folder = ""
+    for part in path.lower().split("/"):
+        if part == ".git" or (part in GIT_NAMES and path[: max(0, len(folder) - 1)] in repositories):
+            raise Refusal("git runs what a repository's configuration says; let the job pack it into an archive")
+        folder += part + "/"
+
+
+def _names_in(root: int, folder: str) -> list[str]:
+    """In lower case, those of folders with a slash behind."""
+    try:
+        fd, _ = enter(root, f"{folder}/x" if folder else "x", False)
+    except (OSError, Refusal):
+        return []
+    try:
+        with os.scandir(fd) as found:
+            return [entry.name.lower() + "/" * entry.is_dir(follow_symlinks=False) for entry in found]
+    finally:
+        os.close(fd)
 
 
 def inside(path: str, target: str) -> bool:

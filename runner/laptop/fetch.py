@@ -16,7 +16,7 @@ import time
 from runner import errors
 from runner.laptop import hashes, index, snapshot
 from runner.laptop.client import PAUSES, Lost, segment
-from runner.laptop.descent import PART, Refusal, enter, inside, readlink
+from runner.laptop.descent import PART, Refusal, check_git, enter, inside, readlink, repositories
 from runner.laptop.git import shown
 
 TYPE_CHECKING = False
@@ -121,6 +121,7 @@ class _Here:
         self.began = time.time_ns()
         self.key = f"fetch:{os.path.realpath(done.folder)}"
         self.whole = self.came = 0  # bytes to fetch, and fetched
+        self.repositories: set[str] = set()  # folders in which git would find one
         self.ours: dict[str, tuple[Stamp, str]] = {}
         known = index.load(self.key)
         self.known = known.known() if known else {}
@@ -134,6 +135,7 @@ class _Here:
     def bring(self, listed: dict[str, Any]) -> None:
         entries = [Entry(n, path, size, sha) for n, (path, (_, size, sha)) in enumerate(listed["files"].items())]
         self.done.files, self.done.bytes = len(entries), sum(entry.size for entry in entries)
+        self.repositories = repositories(self.fd, (*listed["files"], *listed["links"], *listed["dirs"]))
         wanted = [entry for entry in entries if self._wants(entry)]
         begun = set(os.listdir(self.fd))
         self._room(wanted)
@@ -176,7 +178,7 @@ class _Here:
 
     def _status(self, path: str) -> os.stat_result | None:
         try:
-            folder, name = enter(self.fd, path, False)
+            folder, name = self._enter(path, False)
         except FileNotFoundError:
             return None
         try:
@@ -185,6 +187,10 @@ class _Here:
             return None
         finally:
             os.close(folder)
+
+    def _enter(self, path: str, make: bool) -> tuple[int, str]:
+        check_git(path, self.repositories)
+        return enter(self.fd, path, make)
 
     def _room(self, wanted: list[Entry]) -> None:
         """DiskFull before a byte is fetched."""
@@ -259,7 +265,7 @@ class _Here:
             known = self.known.get(entry.path)
             if here is not None and (known is None or known[0] != index.stamp_of(here)):
                 raise Refusal("a file of this name was made here meanwhile")
-            folder, name = enter(self.fd, entry.path, True)
+            folder, name = self._enter(entry.path, True)
         except Refusal as refusal:
             self.done.refused.append((entry.path, str(refusal)))
             return
@@ -274,7 +280,7 @@ class _Here:
     def _make(self, path: str, to: str | None) -> None:
         """An empty folder, or a link."""
         try:
-            folder, name = enter(self.fd, path, True)
+            folder, name = self._enter(path, True)
             try:
                 here = readlink(name, folder)
                 if here is None and to is not None:

@@ -11,7 +11,7 @@ import time
 from runner import errors
 from runner.laptop import hashes, index, snapshot
 from runner.laptop.git import shown
-from runner.laptop.ignore import leads_out
+from runner.laptop.ignore import leads_out, refuse_control
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Folder:
         before = index.load(self._key)
         self._before = before
         self._walk()
+        refuse_control([*self._stamps, *self._links, *self._empty], "rename, or move out of the folder")
         known = before.known() if before else {}
         self._shas = self._hashed(known, told)
         files = {path: [MODE, stamp[0], self._shas[path]] for path, stamp in self._stamps.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runner import errors
+from runner import errors, words
 from runner.laptop.git import shown
 
 TYPE_CHECKING = False
@@ -124,6 +124,15 @@ def refuse_secrets(names: Iterable[str], include: Iterable[str], allows: Callabl
         f"leave out with a line in .gitignore or .runnerignore; or send with `--include {first}`, "
         f"or for good with a line `!{first}` in the root's .runnerignore",
     )
+
+
+def refuse_control(names: Iterable[str], hint: str) -> None:
+    """Names that hold control characters: nothing shows them as they are, and much is fooled by them."""
+    if words.CONTROL.isdisjoint("".join(names)):
+        return
+    odd = [path for path in names if not words.CONTROL.isdisjoint(path)]
+    listed = ", ".join(shown(path) for path in odd[:5]) + (" ..." if len(odd) > 5 else "")
+    raise errors.BadRequest(f"control characters are in the name{'s' * (len(odd) > 1)} {listed}", hint)
 
 
 def contents(path: str) -> bytes:

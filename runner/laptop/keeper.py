@@ -194,7 +194,7 @@ def _told(error: Exception) -> errors.Problem:
     if isinstance(error, errors.Problem):
         return error
     if isinstance(error, ImportError):
-        return errors.NotInstalled(f"the tunnel can't be made: {error}", "pip install --upgrade gpubox")
+        return errors.NotInstalled(f"the tunnel can't be made: {error}", "`pip install .` again, in a clone")
     return errors.Problem(f"the tunnel can't be made: {type(error).__name__}: {error}", "`ssh` there, by hand?")
 
 

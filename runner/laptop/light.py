@@ -6,6 +6,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     _json: Any
@@ -16,14 +17,21 @@ else:
         _json = None
 
 
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")
+
+
 class _Rules:
     """What `_json.make_scanner` reads from the decoder that it serves."""
 
     strict = True
-    object_hook = object_pairs_hook = None
+    object_pairs_hook = None
     parse_float, parse_int = float, int
-    parse_constant = staticmethod(float)  # NaN, Infinity
+    parse_constant = staticmethod(_refuse_constant)  # NaN, Infinity
     memo: dict[str, str] = {}
+
+    def __init__(self, hook: Callable[[dict[str, Any]], Any] | None) -> None:
+        self.object_hook = hook
 
 
 def _refuse(value: object) -> object:
@@ -41,11 +49,11 @@ def dumps(value: object, ordered: bool = False) -> str:
         return json.dumps(value, separators=(",", ":"), sort_keys=ordered)
 
 
-def loads(text: str) -> Any:
-    """ValueError when it is not JSON."""
+def loads(text: str, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """ValueError when it is not JSON. hook: what stands for each object."""
     text = text.strip(" \t\n\r")
     try:
-        value, end = _json.make_scanner(_Rules)(text, 0)
+        value, end = _json.make_scanner(_Rules(hook))(text, 0)
         if end == len(text):
             return value
     except Exception:
@@ -53,6 +61,6 @@ def loads(text: str) -> Any:
     import json
 
     try:
-        return json.loads(text)
+        return json.loads(text, object_hook=hook, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

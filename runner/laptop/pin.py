@@ -85,6 +85,7 @@ def _client(sock: _socket.socket) -> tuple[Any, Any]:
         context.check_hostname = False  # who it is says the pin
         context.verify_mode = light.CERT_NONE
         context.minimum_version = TLS_1_2
+        context.options &= ~getattr(light, "OP_IGNORE_UNEXPECTED_EOF", 0)  # Debian 12: a cut looks like an end
         return sock, context._wrap_socket(sock, False, None)
     except (AttributeError, ImportError, TypeError):
         return _usual_client(sock)
@@ -101,5 +102,6 @@ def _usual_client(sock: _socket.socket) -> tuple[Any, Any]:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     tls = context.wrap_socket(whole, do_handshake_on_connect=False, suppress_ragged_eofs=False)
     return tls, tls

@@ -16,7 +16,7 @@ import stat
 from runner import errors, words
 from runner.laptop import awaited
 from runner.laptop.client import REPLY_SECONDS, Lost, quote
-from runner.laptop.descent import PART, Refusal, enter, inside, readlink
+from runner.laptop.descent import PART, Refusal, check_git, enter, inside, readlink, repositories
 from runner.laptop.light import dumps, loads
 
 TYPE_CHECKING = False
@@ -97,14 +97,10 @@ def _differing(client: Client, job_id: int, hashes: list[str], size: int = 0) ->
     the box reads once more before it answers."""
     client.patience = REPLY_SECONDS + size / READ_BYTES
     try:
-        answer = client.post(f"/jobs/{job_id}/fetched", {"hashes": hashes})
-        return [str(path) for path in answer["differ"]]
+        differ: list[str] = client.post(f"/jobs/{job_id}/fetched", {"hashes": hashes})["differ"]
+        return differ
     except errors.Refused:
         return []  # somebody else's job: its outputs wait for them
-    except (KeyError, TypeError):
-        raise errors.BadData(
-            "what the box sends is not a list of paths", "`runner doctor` compares the versions"
-        ) from None
     finally:
         client.patience = REPLY_SECONDS
 
@@ -163,6 +159,7 @@ class _Folder:
         os.makedirs(done.folder, exist_ok=True)
         self.fd = os.open(done.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self.fd, fcntl.LOCK_EX)  # another pull of this job is waited for
+        self.repositories: set[str] = set()  # folders in which git would find one
         # Path on the box -> {"is": version on the box, "as": path here, "ours": versions here, "link": target}
         self.receipt: dict[str, dict[str, Any]] = self._read_receipt()
 
@@ -173,6 +170,7 @@ class _Folder:
         os.close(self.fd)
 
     def bring(self, outputs: list[Output], links: dict[str, str]) -> None:
+        self.repositories = repositories(self.fd, [*(output.path for output in outputs), *links])
         wanted = []
         for output in outputs:
             place = self._place(output.path, output.version)
@@ -309,8 +307,7 @@ class _Folder:
         return [found.st_size, found.st_mtime_ns] if stat.S_ISREG(found.st_mode) else [-1, 0]
 
     def _enter(self, path: str, make: bool) -> tuple[int, str]:
-        if ".git" in path.lower().split("/"):
-            raise Refusal("git runs what a repository's configuration says; let the job pack it into an archive")
+        check_git(path, self.repositories)
         return enter(self.fd, path, make)
 
     # --- bringing ---

@@ -65,11 +65,10 @@ class Tries:
 
 def left(sizes: Mapping[str, int], answer: dict[str, Any]) -> int:
     """Bytes that a box lacks, by what it says; each content counts one more. sizes: of all, by their hashes."""
-    try:
-        whole = sum(sizes[sha] + 1 for sha in answer["missing"])
-        return whole - int(sum(answer["held"].values()))
-    except KeyError as error:
-        raise errors.BadData(f"the box asks for what is not ours: {error}", "see `runner doctor`") from None
+    held, missing = answer["held"], answer["missing"]
+    if not all(sha in sizes for sha in missing):
+        raise errors.BadData("the box asks for what is not ours", "see `runner doctor`")
+    return sum(sizes[sha] + 1 - min(max(held.get(sha, 0), 0), sizes[sha]) for sha in missing)
 
 
 def frame(sha: str, data: bytes, packs: bool) -> bytes:

@@ -8,7 +8,7 @@ import stat
 from runner import errors
 from runner.laptop import git
 from runner.laptop.git import shown
-from runner.laptop.ignore import Rules, contents, is_environment, leads_out, never, refuse_secrets
+from runner.laptop.ignore import Rules, contents, is_environment, leads_out, never, refuse_control, refuse_secrets
 from runner.laptop.index import ABSENT, Stamp, stamp_of
 
 TYPE_CHECKING = False
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 RULES = ".runnerignore"
+RENAME = "rename, or leave out with a line in .runnerignore, in which ? is any character"
 
 
 class Names:
@@ -88,6 +89,7 @@ class Names:
         kept = (*self.files, *self.links, *self.folders)
         full = {folder for path in kept for folder in ancestors(path)} | {""}
         self.empty = sorted(folder for folder in self.folders if folder not in full)
+        refuse_control([*self.files, *self.links, *self.empty], RENAME)
         refuse_secrets(self.files, self.include, self.rules.allows)
         return self
 

@@ -31,6 +31,7 @@ ADDRESS_SECONDS = 1.0  # for one of a name's addresses, but the last: some name 
 TUNNEL_SECONDS = 30.0  # a new one logs in over ssh, perhaps over several hosts
 KEEPER_SECONDS = 5.0  # to begin to listen
 KEEPS = hasattr(os, "fork") and hasattr(_socket, "AF_UNIX")  # else each command has a tunnel of its own
+KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}  # seconds, seconds, tries
 LINE_LIMIT = 16 << 10
 ELSEWHERE = ("192.0.2.1", 9)  # an address that nobody has (RFC 5737); nothing is sent there
 
@@ -160,11 +161,20 @@ def direct(address: Address) -> Pinned:
             sock.settimeout(room if left == 1 else min(ADDRESS_SECONDS, room / left))
             sock.connect(place)
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+            _keep_alive(sock)
             return Pinned(sock, address.fingerprint, address.name)
         except OSError as error:
             sock.close()
             failure = error
     raise failure
+
+
+def _keep_alive(sock: _socket.socket) -> None:
+    """A box that is at work for minutes is told from one that lost its power, and no router forgets the connection."""
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
+    for option, value in KEEP_ALIVE.items():
+        if hasattr(_socket, option):
+            sock.setsockopt(_socket.IPPROTO_TCP, getattr(_socket, option), value)
 
 
 # --- through ssh -----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Environment:
     label: str  # where it was declared: "requirements.txt"
     kind: str
     bytes: int
-    state: str  # ready | building | broken: what a build that died left
+    state: str  # ready | building | broken: what a build that died left | failed: only its log is left
     built_at: float | None
     used_at: float
     user: str | None  # of the last job that was submitted with it
@@ -82,7 +82,11 @@ async def environments(here: Here) -> Response:
 
 @routes.get("/environments/{env_id}", response_model=Shown)
 async def environment(here: Here, env_id: Named) -> Response:
-    one = _of(await _found(here), env_id)
+    """One that is there, or that could not be built."""
+    found = await _found(here)
+    if not any(one.id.startswith(env_id) for one in found):
+        found = _failed(here, await here.call(lambda: _logs(here.environments)))
+    one = _of(found, env_id)
     packages, log = await here.call(lambda: _inside(here.environments, one.id))
     return answer({"environment": one, "packages": packages, "log": log})
 
@@ -146,6 +150,31 @@ async def _found(here: House) -> list[Environment]:
             )
         )  # fmt: skip
     return found[::-1]
+
+
+def _failed(here: House, logs: dict[str, float]) -> list[Environment]:
+    """What is left of builds that failed; those that are there have logs, too, but were looked for before."""
+    last = here.daemon.store.last_of_environments()
+    found = []
+    for name, used_at in logs.items():
+        last_job, user = last.get(name, (None, None))
+        label = here.recipes.label(name)
+        found.append(Environment(name, label, "", 0, "failed", None, used_at, user, last_job, []))
+    return found
+
+
+def _logs(environments: Environments) -> dict[str, float]:
+    """Environment -> when its build last wrote to its log."""
+    found = {}
+    with os.scandir(environments.directory) as entries:
+        for entry in entries:
+            name, _, kind = entry.name.rpartition(".")
+            if kind == "log":
+                try:
+                    found[name] = entry.stat().st_mtime
+                except FileNotFoundError:
+                    continue
+    return found
 
 
 def _records(environments: Environments) -> dict[str, dict[str, object]]:

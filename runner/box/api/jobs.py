@@ -118,6 +118,11 @@ class Brought:
 
 
 @dataclass
+class Differing:
+    differ: list[str]  # the paths of those that did not arrive as they are here
+
+
+@dataclass
 class Cancel(Which):
     grace: float | None = None  # seconds between TERM and KILL; None: as submitted
 
@@ -201,10 +206,9 @@ async def prioritise(here: Here, who: Who, wish: Priority, brief: bool = False) 
     return _now(here, here.wishes.prioritise(who, _ids(here, wish), wish.priority), brief)
 
 
-@routes.post("/jobs/{job_id}/fetched")
+@routes.post("/jobs/{job_id}/fetched", response_model=Differing)
 async def fetched(here: Here, who: Who, job_id: JobId, brought: Brought) -> Response:
-    """The outputs were brought home: from now on they may be cleaned away, if they arrived as they are here. "differ":
-    the paths of those that did not."""
+    """The outputs were brought home: from now on they may be cleaned away, if they arrived as they are here."""
     job = here.wishes.fetching(who, job_id)
     differ = await here.call(lambda: here.custody.differing(job.id, brought.hashes))
     if not differ:
@@ -241,16 +245,19 @@ async def jobs(
     finished: Annotated[int, Query(ge=0, le=FINISHED_MAX)] = 20,
     all: bool = False,
     grouped: bool = False,
+    unfetched: bool = False,
 ) -> Response:
     """Without parameters the unfinished jobs and the last 20 finished. all: every job, as lines of JSON. grouped: each
-    group as a whole, instead of its jobs that wait."""
+    group as a whole, instead of its jobs that wait. unfetched: of `ids` those that finished, and whose outputs were not
+    brought home yet."""
     states = _states(state)
     if all:
         return StreamingResponse(_every(here, states), media_type="application/x-ndjson")
     if grouped:
         return answer(_grouped(here, ids, finished, states))
     if ids is not None:
-        found = here.daemon.store.jobs(here.wishes.numbers(expanded(ids)))
+        numbers = here.wishes.numbers(expanded(ids))
+        found = here.daemon.store.jobs(here.daemon.store.unfetched(numbers) if unfetched else numbers)
     else:
         ends = [name for name in states or words.FINISHED if name in words.FINISHED]
         found = here.daemon.store.last(finished, ends)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
@@ -14,6 +15,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from runner import errors, words
 from runner.box import logs, outputs
 from runner.box.api.house import ID_MAX, Here, House, JobId, answer, dumps
+from runner.box.api.jobs import Output
 from runner.box.api.routes import Routes
 from runner.model import Job
 
@@ -111,9 +113,16 @@ def _watched(here: House, job_id: int) -> Callable[[], Job]:
 # --- outputs ---
 
 
-@routes.get("/jobs/{job_id}/outputs")
+@dataclass
+class Left:
+    """What a job left."""
+
+    outputs: list[Output]
+    links: dict[str, str]  # path -> target
+
+
+@routes.get("/jobs/{job_id}/outputs", response_model=Left)
 async def listing(here: Here, job_id: JobId) -> Response:
-    """{"outputs": [{"path", "size", "mode", "modified_at"}], "links": {path: target}}"""
     job = here.job(job_id)
     return answer(await here.call(lambda: here.custody.listing(job.id).as_json()))
 

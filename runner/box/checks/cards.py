@@ -17,7 +17,7 @@ NEXT = {  # code of a trouble of NVML's -> what to type; faults.HINTS says more
     "no_permission": "ls -l /dev/nvidia*",
     "no_library": SETUP,
     "lost": "sudo reboot",
-    "no_reader": 'pip install "gpubox[box]"',
+    "no_reader": 'pip install ".[box]" in a clone',
     "unknown": "nvidia-smi",
 }
 

@@ -22,6 +22,12 @@ from runner.box.envs.recipe import EnvironmentFailed, Read, Recipe, interpreter
 
 METHOD = 1  # raise it when `programs` makes something else out of the same recipe
 HOUR = 3600.0
+UNSENT = "error sending request"  # uv, of whatever keeps it from the index: names, connections, proxies, certificates
+OFFLINE = (
+    "once the network is there, submit again; the box has the proxy and certificates (HTTPS_PROXY, SSL_CERT_FILE) "
+    "that its daemon began with: `runner serve --stop`, and the next command has it begin with yours"
+)
+CORRECT = "correct what it asks for and submit again"
 SOURCES = (declared.header, declared.requirements, declared.locked, declared.project)
 
 
@@ -79,7 +85,7 @@ class Uv:
                 words += f"\n({why})"
             raise EnvironmentFailed(
                 f"the environment ({recipe.label}) could not be built:\n{words}",
-                "correct what it asks for and submit again",
+                OFFLINE if UNSENT in words else CORRECT,
             )
 
     def bin_dir(self, directory: str) -> str:

@@ -231,6 +231,16 @@ class Store(Usage, Tokens):
             raise NotFound(f"there is no group g{group_id}", "`runner ps` shows the groups")
         return ids
 
+    def unfetched(self, ids: Iterable[int]) -> list[int]:
+        """Those of these jobs that have finished, and whose outputs nobody has brought home."""
+        wanted = JOBS.c.state.in_(words.FINISHED) & JOBS.c.fetched_at.is_(None)
+        with self._read():
+            return [
+                row[0]
+                for some in _pieces(_storable(sorted(set(ids))))
+                for row in self._connection.execute(select(JOBS.c.id).where(wanted & JOBS.c.id.in_(some)))
+            ]
+
     def groups(self, ids: Iterable[int]) -> list[Group]:
         """Groups as a whole: all jobs of one were submitted together, by one user under one name."""
         found: dict[int, Group] = {}
