@@ -118,10 +118,10 @@ class Pages:
         totals = await self._sums.now()  # first of all: what follows is of one moment
         daemon, now = self._house.daemon, time.time()
         jobs, groups = listing.overview(daemon, FINISHED, (), now)
-        rows = self._rows(jobs, guest(scope))
+        rows = self._rows(jobs, scope)
         waiting = {job.id for job in jobs if job.state == words.QUEUED}
         starts = self._foreseen([job for job in daemon.book.queued if job.id in waiting][:FORESEEN], now)
-        queue = self._waiting(rows, groups, starts, guest(scope))
+        queue = self._waiting(rows, groups, starts, scope)
         unseen = [each for each in daemon.store.notices(None, NOTICES, True) if each.severity in TROUBLE]
         gpus = daemon.gpus.view(now)
         watts = [
@@ -154,7 +154,7 @@ class Pages:
         }
 
     def _waiting(
-        self, rows: Sequence[dict[str, Any]], groups: Sequence[Group], starts: Mapping[int, float], veiled: bool
+        self, rows: Sequence[dict[str, Any]], groups: Sequence[Group], starts: Mapping[int, float], scope: Scope
     ) -> list[dict[str, Any]]:
         """The queue in its order, a group as one, in the place of its first job."""
         own = {row["id"]: row for row in rows if row["state"]["text"] == words.QUEUED}
@@ -164,13 +164,13 @@ class Pages:
             if job.id in own:
                 found.append({**own[job.id], "starts_at": starts.get(job.id), "count": 0})
             elif job.group is not None and (group := left.pop(job.group, None)) is not None:
-                (row,) = self._rows([job], veiled)
-                told = {} if veiled else {"reasons": work.reasons(group.why), "why": group.why}
+                (row,) = self._rows([job], scope)
+                told = {} if guest(scope) else {"reasons": work.reasons(group.why), "why": group.why}
                 whole = {"id": group.group, "count": group.counts[words.QUEUED], "starts_at": None}
                 found.append({**row, **told, **whole})
         return found
 
-    def _rows(self, jobs: Sequence[Job], veiled: bool = False) -> list[dict[str, Any]]:
+    def _rows(self, jobs: Sequence[Job], scope: Scope) -> list[dict[str, Any]]:
         rack = self._house.daemon.gpus
         uses: dict[int, list[Use]] = {}
         for use, _ in self._house.daemon.store.uses([job.id for job in jobs if job.attempt]):
@@ -179,8 +179,8 @@ class Pages:
             if job.state in words.ACTIVE:
                 uses[job.id] = rack.uses(job.id)
         indices = {gpu.uuid: gpu.index for gpu in rack.view(time.time()) if gpu.index is not None}
-        rows = [work.row(job, uses.get(job.id, []), indices) for job in jobs]
-        return [work.veiled(row, job) for row, job in zip(rows, jobs, strict=True)] if veiled else rows
+        rows = [work.row(job, uses.get(job.id, []), indices, mine(scope, job)) for job in jobs]
+        return [work.veiled(row, job) for row, job in zip(rows, jobs, strict=True)] if guest(scope) else rows
 
     def _foreseen(self, jobs: Sequence[Job], now: float) -> dict[int, float]:
         """When they are likely to start, as far as somebody knows."""
@@ -210,7 +210,7 @@ class Pages:
         found.sort(key=lambda job: job.id, reverse=not up)  # among equals
         more = len(known) - len(daemon.book.jobs) >= finished and finished < FINISHED_MAX
         values = {
-            "rows": sorted(self._rows(found), key=work.SORTS[sort], reverse=not up)[:SHOWN_MAX],
+            "rows": sorted(self._rows(found, request.scope), key=work.SORTS[sort], reverse=not up)[:SHOWN_MAX],
             "found": len(found),
             "known": len(known),
             "users": users,
@@ -239,7 +239,7 @@ class Pages:
         smallest = min((gpus[uuid].memory_bytes or 0 for uuid in job.allotted if uuid in gpus), default=0) or None
         return {
             "job": job,
-            "row": self._rows([job])[0],
+            "row": self._rows([job], scope)[0],
             "spec": spec,
             "why": house.wishes.why(job),
             "attempts": house.daemon.store.attempts(job_id),
@@ -274,7 +274,7 @@ class Pages:
         starts = self._foreseen(queued[:FORESEEN], time.time())
         rows = [
             {**row, "starts_at": starts.get(row["id"]), "count": 0, "moves": work.moves(queued, at)}
-            for at, row in enumerate(self._rows(queued, guest(request.scope)))
+            for at, row in enumerate(self._rows(queued, request.scope))
         ]
         more = max(0, len(daemon.book.queued) - len(rows))
         return render.page("queue.html", {**values, "rows": rows, "more": more, **self._base(request.scope, "queue")})
@@ -354,8 +354,14 @@ def _by_a_page(scope: Scope) -> bool:
 
 
 def may(scope: Scope) -> bool:
-    """Whether whoever looks may also change something; what exactly, the box says when it is asked."""
+    """Whether whoever looks may also change something."""
     return bool(scope[WHO].role != "read")
+
+
+def mine(scope: Scope, job: Job) -> bool:
+    """Whether whoever looks may end this job, and the like."""
+    who: Principal = scope[WHO]
+    return who.role == "admin" or (who.role != "read" and who.uid == job.uid)
 
 
 def guest(scope: Scope) -> bool:

@@ -47,8 +47,8 @@ def seconds(job: Job) -> float | None:
     return job.ended_at - job.started_at if job.started_at is not None and job.ended_at is not None else None
 
 
-def row(job: Job, uses: Sequence[Use], indices: Mapping[str, int]) -> dict[str, Any]:
-    """indices: UUID -> index of the GPUs that are there."""
+def row(job: Job, uses: Sequence[Use], indices: Mapping[str, int], mine: bool = True) -> dict[str, Any]:
+    """indices: UUID -> index of the GPUs that are there. mine: whoever looks may end it, and the like."""
     return {
         "id": job.id,
         "name": job.name,
@@ -81,7 +81,8 @@ def row(job: Job, uses: Sequence[Use], indices: Mapping[str, int]) -> dict[str, 
         "reason": ending(job),
         "priority": job.priority,
         "cancelling": job.cancel_requested_at is not None and not job.finished,
-        "can": " ".join(can(job)),
+        "mine": mine,
+        "can": " ".join(can(job, mine)),
     }
 
 
@@ -105,10 +106,12 @@ def veiled(row: dict[str, Any], job: Job) -> dict[str, Any]:
     return {**row, "name": open_name(job), "why": short, "reasons": (short, "")}
 
 
-def can(job: Job) -> list[str]:
+def can(job: Job, mine: bool = True) -> list[str]:
     """What somebody may want to do with it now, as the page's buttons call it."""
     if job.finished:
         return [] if job.adopts else ["rerun"]
+    if not mine:
+        return []
     if job.state == words.QUEUED:
         return ["cancel", "release" if job.held else "hold"]
     return ["cancel", "kill"]

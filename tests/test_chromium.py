@@ -776,6 +776,35 @@ def test_the_page_of_a_job_that_waits_gets_its_charts_when_it_runs(chromium: Bro
     visit.context.close()
 
 
+def test_what_was_printed_while_nobody_looked_is_not_read_line_by_line(
+    chromium: Browser, box: wire.Box, tmp_path: Path
+) -> None:
+    script = (
+        f"echo begun; until [ -e {tmp_path}/go ]; do sleep 0.05; done; seq 1000000; touch {tmp_path}/said; sleep 600"
+    )
+    job = box.submit(["sh", "-c", script])
+    visit = visit_of(chromium, address_of(box))
+    visit.context.add_init_script(HIDDEN)
+    ours, other = visit.context.new_page(), visit.context.new_page()
+    ours.goto(f"{visit.root}/jobs/{job}")
+    ours.evaluate(LOOK, False)
+    ours.wait_for_selector("#log >> text=begun")
+    ours.evaluate(LOOK, True)
+    other.goto(visit.root)
+    other.evaluate(LOOK, False)  # that one gets the connections
+    (tmp_path / "go").touch()
+    tools.wait_until(lambda: (tmp_path / "said").exists(), 20)
+    heard: list[str] = []
+    ours.on("request", lambda request: heard.append(request.url))
+    ours.evaluate(LOOK, False)
+    ours.wait_for_selector("#log >> text=1000000")
+    ours.wait_for_selector("#log button >> text=Show what is above")
+    follows = [url for url in heard if "/follow?" in url]
+    assert all(int(url.rpartition("offset=")[2]) > 6_000_000 for url in follows), follows
+    box.post("/jobs/cancel", {"ids": [job], "grace": 0})
+    visit.context.close()
+
+
 def test_figures_move_though_nothing_has_happened(chromium: Browser, box: wire.Box) -> None:
     visit = visit_of(chromium, address_of(box))
     visit.until("document.querySelector('.live.fresh') !== null")

@@ -25,7 +25,7 @@ from builders import GIB, a_job
 from test_api import send
 from test_previews import a_png
 
-from dashboard import assets, cards, contents, figures, live, pages, work
+from dashboard import assets, cards, contents, figures, live, pages, render, work
 from runner import words
 from runner.box.auth import WHO
 from runner.box.events import Events
@@ -808,6 +808,45 @@ def test_moving_in_the_queue_is_a_priority() -> None:
 )
 def test_what_can_be_done_with_a_job(values: dict[str, Any], can: list[str]) -> None:
     assert work.can(a_job(**values)) == can
+    assert work.can(a_job(**values), mine=False) == [each for each in can if each == "rerun"]
+
+
+@pytest.mark.parametrize(
+    ("role", "uid", "buttons"),
+    [("admin", 5, True), ("submit", 1001, True), ("submit", 5, False), ("read", 1001, False)],
+)
+def test_a_button_is_there_for_who_may_press_it(role: str, uid: int, buttons: bool) -> None:
+    """Who submits may end their own jobs, and nobody else's."""
+    scope = {WHO: Principal(uid, "somebody", role)}
+    waits, runs = a_job(7), a_job(8, words.RUNNING, started_at=1.0)
+    rows = [work.row(job, [], {}, pages.mine(scope, job)) for job in (waits, runs)]
+    moves = {"moves": dict.fromkeys(("top", "up", "down")), "count": 0, "starts_at": None}
+    told = {
+        "totals": SimpleNamespace(
+            joules=None,
+            cost=None,
+            currency="",
+            cpu=None,
+            memory_used_bytes=None,
+            memory_bytes=0,
+            disk_tone="",
+            disk_free_bytes=0,
+            disk_bytes=0,
+        ),
+        "counts": dict.fromkeys(words.UNFINISHED, 1),
+    }
+    values = {
+        **told, "running": rows[1:], "queue": [], "queue_more": 0, "finished": [], "gpu_count": 0, "free": 0,
+        "rows": [{**rows[0], **moves}], "whole": True, "may": pages.may(scope), "shared": False, "box": "attic",
+        "now": 2.0, "watts": None, "row": rows[1], "job": runs, "previous": None, "why": "", "receipt": [], "had": [],
+        "gpus": {}, "attempts": [], "advice": [],
+    }  # fmt: skip
+    adopted = a_job(9, words.SUCCEEDED, adopts=[7, 1])
+    over = {**values, "job": adopted, "row": work.row(adopted, [], {})}
+    assert "data-act" not in bytes(render.page("receipt.html", over).body).decode(), "it only waited for a process"
+    for name in ("queue_rows.html", "receipt.html", "work.html"):
+        body = bytes(render.page(name, values).body).decode()
+        assert ("data-act" in body) is buttons, name
 
 
 def test_every_state_of_a_job_and_of_a_gpu_has_a_sign() -> None:

@@ -43,12 +43,14 @@ async function run() {
   }
   whileSeen(() => look(), () => followed.abort());
   for (let pause = 500; ; pause = Math.min(pause * 2, 8000)) {
-    if (document.hidden) {
-      await new Promise((seen) => { look = seen; });
-      changed();
-    }
+    const away = document.hidden || followed.signal.aborted;
+    if (document.hidden) await new Promise((seen) => { look = seen; });
     followed = new AbortController();
     try {
+      if (away) {
+        changed();
+        offset = await log.back(attempt, offset);
+      }
       const over = await follow(job, attempt, offset, (frame, bytes) => {
         pause = 500;
         if (frame.kind === "log") {

@@ -31,7 +31,7 @@ function draw(frame) {
     document.body.dispatchEvent(new Event("cards")); // one came or left
   }
   document.dispatchEvent(new CustomEvent("frame", { detail: frame }));
-  if (performance.now() - told > RENEW_MS) changed(); // energy, peaks and reasons move without a word
+  if (performance.now() - told > RENEW_MS && getSelection().isCollapsed) changed(); // energy, peaks and reasons move without a word
 }
 
 function drawCard(card, gpu, at) {

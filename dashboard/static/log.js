@@ -9,6 +9,7 @@ const NEAR = 40; // pixels from the end that count as the end
 export class Log {
   constructor(place, job, attempt) {
     this.place = place;
+    this.attempt = attempt;
     this.source = `/api/v1/logs/${job}?attempt=${attempt}&`;
     this.painter = new Painter();
     this.decoder = new TextDecoder();
@@ -33,6 +34,19 @@ export class Log {
     if (this.begin > 0) this.offerOlder();
     this.add(bytes.subarray(from));
     return at + bytes.length;
+  }
+
+  // Nobody reads what was printed for hours while the tab was hidden: then it is opened anew, at its end.
+  async back(attempt, offset) {
+    const reply = await fetch(`${this.source}limit=0`).catch(() => null);
+    const missed = reply?.ok && attempt === this.attempt ? Number(reply.headers.get("x-gpubox-size")) - offset : 0;
+    if (missed < 4 * FIRST) return offset;
+    this.place.replaceChildren();
+    this.painter = new Painter();
+    this.decoder = new TextDecoder();
+    this.unfinished = null;
+    this.rest = "";
+    return (await this.open()) || offset;
   }
 
   add(bytes) {
