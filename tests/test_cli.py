@@ -639,7 +639,7 @@ def test_what_cannot_be_submitted_gets_a_sentence(box, home, run, arguments, cod
 
 
 def test_an_option_after_the_script_is_told_unless_the_script_knows_it(box, home, run):
-    said = "note: --gpus after the script is given to the script; for the job: runner submit --gpus ... train.py\n"
+    said = "note: --gpus after the script is the script's; the job's: runner submit --gpus ... train.py\n"
     assert run("submit", "-d", "train.py", "--gpus", "1") == (0, "42\n", said)
     assert box.sent("POST /jobs")[0]["spec"]["command"] == ["python", "train.py", "--gpus", "1"], "as it was typed"
     assert run("submit", "-d", "train.py", "--gpu-mem=8G")[2].startswith("note: --gpu-mem after")

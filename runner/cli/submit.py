@@ -194,9 +194,7 @@ def _say_strayed(path: str, typed: str, rest: list[str]) -> None:
     with open(path, "rb") as file:
         text = file.read(1 << 20).replace(b"-", b"_")
     if strayed[2:].replace("-", "_").encode() not in text:
-        output.say(
-            f"note: {strayed} after the script is given to the script; for the job: runner submit {strayed} ... {typed}"
-        )
+        output.say(f"note: {strayed} after the script is the script's; the job's: runner submit {strayed} ... {typed}")
 
 
 def _current_directory() -> str:
