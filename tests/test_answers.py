@@ -10,6 +10,7 @@ import pytest
 
 from runner import errors
 from runner.box import openapi
+from runner.cli import boxes
 from runner.laptop import answers
 from runner.laptop.answers import Asked
 
@@ -96,3 +97,15 @@ def test_each_request_has_its_own_answer(request_: str, status: int, fine: Any, 
     came(json.dumps(fine), request_, status)
     with pytest.raises(errors.BadData, match="answered nonsense"):
         came(json.dumps(wrong), request_, status)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "", "Welcome\n", "[]", "1", "null", '{"made": []}', '{"made": {}, "https": null}', '{"made": 1, "https": {}}',
+        '{"made": {"id": 7}, "https": null}', '{"made": {"id": "x"}}', '{"made": {"id": "x"}, "https": [1]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_token_is_no_box_that_can_be_added(said: str) -> None:
+    with pytest.raises(errors.BadData, match="is not a token"):
+        boxes._read(said, "attic")

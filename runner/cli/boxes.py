@@ -243,9 +243,9 @@ def _read(said: str, host: str) -> Any:
     lines = said.strip().splitlines()
     try:
         made = loads(lines[-1])
-        if isinstance(made, dict) and isinstance(made["made"], dict) and "https" in made:
+        if isinstance(made["made"]["id"], str) and isinstance(made["https"], dict | None):
             return made
-    except (IndexError, KeyError, ValueError):
+    except (IndexError, KeyError, TypeError, ValueError):
         pass
     raise _unexpected(host)
 

@@ -63,7 +63,7 @@ class Manifest:
     """The files of a snapshot."""
 
     version: int
-    files: dict[str, tuple[int, int, str]]  # mode, size, sha256
+    files: dict[str, list[int | str]]  # [mode, size, sha256]
     links: dict[str, str]
     dirs: list[str]
 
