@@ -120,6 +120,10 @@ class StateDir(str):
         return f"{self}/supervisor"  # <sha256>.pyz: frozen copies of the supervisor
 
     @property
+    def projects(self) -> str:
+        return f"{self}/projects"  # the laptop's: <box>, the folders from which jobs were submitted to it
+
+    @property
     def awaited(self) -> str:
         return f"{self}/awaited"  # the laptop's: <box>:<job>, whose outputs have not come home
 

@@ -130,3 +130,16 @@ def test_a_courier_starts_no_daemon_and_gives_up_nothing(box: Box, project: Path
     wait_until(lambda: os.path.exists(f"{box.state.awaited}/.lock-local"), 20)
     wait_until(lambda: not box.processes(), 20, lambda: box.processes())
     assert os.stat(f"{box.state.awaited}/local:{job}").st_ino == before
+
+
+def test_a_job_is_brought_to_its_project_again_later_also_from_elsewhere(
+    box: Box, project: Path, tmp_path: Path
+) -> None:
+    job = submitted(box, project, "--no-pull")
+    assert awaited(box) == set()
+    box.run("pull", "1", cwd=tmp_path)
+    assert (project / "runs/local-1/a.txt").exists(), job
+    os.unlink(f"{box.state}/projects/local")  # as another computer, or somebody else's job
+    done = box.call("pull", "1", cwd=tmp_path)
+    assert (tmp_path / "runs/local-1/a.txt").exists()
+    assert f"nothing was submitted to local from {project} here" in done.stderr

@@ -167,3 +167,15 @@ def test_of_a_group_only_what_is_new_is_asked_for(home: Path, monkeypatch: pytes
     assert box.asked[:2] == ["/groups/g1", "/jobs?ids=g1&unfetched=1"]
     assert not [path for path in box.asked[2:] if not path.startswith("/jobs/7")]
     assert awaited.all_of() == ({"box": {"g1": ""}} if state == "running" else {})
+
+
+def test_nor_does_it_for_a_job_of_which_no_folder_was_noted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "private").mkdir()
+    awaited.note("box", "1", "", "")  # as `runner rerun -d` notes it
+    told = visit(monkeypatch, Box("box", "fine", project=str(home / "private")))
+    assert "there is no writing to its project's folder" in told[0]
+    assert (os.listdir(home / "private"), os.listdir(home / "cwd")) == ([], [])
+    awaited.remember("box", str(home / "project"))
+    awaited.note("box", "2", "", "")
+    visit(monkeypatch, Box("box", "fine", project=str(home / "project")))
+    assert (home / "project/runs/box-2/a").exists()

@@ -241,7 +241,7 @@ def test_a_hostile_name_is_text(signed_in: Browser, path: str) -> None:
 
 def test_without_a_driver_it_says_so_in_the_words_of_the_book(signed_in: Browser) -> None:
     body = signed_in.get("/").body
-    assert "No NVIDIA driver found. Jobs without GPU still run. Check: <code>nvidia-smi</code>." in body
+    assert "No NVIDIA driver found. Jobs without GPU still run. Check: <code>runner doctor</code>." in body
     assert "Nothing is running." in body
 
 

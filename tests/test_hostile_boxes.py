@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from runner import cli, errors
 from runner.cli.logs import FRAME
-from runner.laptop import answers, boxes, client, descent
+from runner.laptop import answers, awaited, boxes, client, descent
 from runner.laptop import pull as pulling
 from runner.laptop.light import dumps, loads
 from runner.laptop.pull import Pulled, pull
@@ -79,6 +79,7 @@ def outside(place: Path) -> dict[str, Any]:
 
 def fetch(box: Liar, place: Path) -> Pulled | None:
     """None: it was refused, in our words."""
+    awaited.remember("box", str(place / "project"))
     before = outside(place)
     try:
         done = pull(box, 1, "box", str(place / "project"))  # type: ignore[arg-type]
@@ -207,6 +208,7 @@ def test_who_sends_far_more_than_was_listed_fills_no_disk(place: Path, monkeypat
 
 
 def test_a_disk_that_could_not_hold_it_is_told_before_it_is_full(place: Path) -> None:
+    awaited.remember("box", str(place / "project"))
     with pytest.raises(errors.DiskFull, match="no room on this computer") as caught:
         pull(Liar(["a"], {}, size=1 << 60), 1, "box", str(place / "project"))  # type: ignore[arg-type]
     assert "runner pull 1" in caught.value.hint
@@ -229,6 +231,21 @@ def test_whatever_a_box_lists_stays_in_its_folder(paths: list[str], links: dict[
             os.environ.pop("GPUBOX_STATE")
             if before is not None:
                 os.environ["GPUBOX_STATE"] = before
+
+
+@pytest.mark.parametrize("meant", ["outside", "elsewhere"])
+def test_a_box_does_not_choose_where_on_this_computer_it_writes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, meant: str
+) -> None:
+    awaited.remember("box", str(place / "project"))
+    awaited.remember("other", str(place / meant))
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    done = pull(Liar(["a"], {}), 1, "box", str(place / meant))  # type: ignore[arg-type]
+    assert done.folder == str(place / "here/runs/box-1")
+    assert f"nothing was submitted to box from {place / meant} here" in done.note
+    assert sorted(os.listdir(place / "outside")) == ["secret"]
+    assert not (place / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 50_000, "[" * 100_000 + "]" * 100_000])

@@ -14,8 +14,8 @@ import pytest
 from runner import errors
 from runner.box import outputs
 from runner.box.custody import Custody
+from runner.laptop import awaited, descent
 from runner.laptop import client as http
-from runner.laptop import descent
 from runner.laptop import pull as pulling
 from runner.laptop.pull import Pulled, pull
 from runner.paths import StateDir
@@ -79,6 +79,7 @@ def box(tmp_path: Path) -> Box:
 def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     folder.mkdir()
+    awaited.remember("local", str(folder))
     return folder
 
 
@@ -378,6 +379,7 @@ def test_without_the_project_the_outputs_come_here(box: Box, tmp_path: Path, mon
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
+    awaited.remember("local", str(tmp_path / "gone"))
     done = bring(box, tmp_path / "gone")
     assert done.folder == str(here / "runs" / "local-42")
     assert "is gone" in done.note

@@ -455,7 +455,7 @@ def test_a_job_within_its_time_limit_feels_nothing(state: StateDir) -> None:
 
 
 def test_a_cancel_at_once_shortens_the_grace_of_a_time_limit(state: StateDir) -> None:
-    ours = shell(state, "trap 'echo told' TERM; while :; do sleep 0.01; done", time_limit=0.2, grace=1000.0)
+    ours = shell(state, "trap 'echo told' TERM; while :; do sleep 0.01; done", time_limit=0.8, grace=1000.0)
     ours.begin().says("told").cancel(grace=0)
     assert ours.end().items() >= {"reason": "time_limit", "signal": 9}.items()
 

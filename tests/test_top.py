@@ -176,7 +176,7 @@ def test_what_is_empty_says_what_to_do() -> None:
     assert view.work is not None
     view.work |= {"running": [], "queue": [], "queue_more": 0, "finished": [], "trouble": []}
     text = "\n".join(drawn(view, 100))
-    assert "No NVIDIA driver found. Jobs without GPU still run. Check: nvidia-smi" in text
+    assert "No NVIDIA driver found. Jobs without GPU still run. Check: runner doctor" in text
     assert "Nothing is running. Submit: runner submit train.py" in text
     assert "Queue is empty." in text
     assert "Nothing has ended yet." in text

@@ -168,7 +168,7 @@ def gpus(view: View, room: int) -> list[Line]:
         return []
     if not live["gpus"]:
         said = live.get("silent") or "No NVIDIA driver found"
-        return [[(f"{said[:1].upper()}{said[1:].rstrip('.')}. Jobs without GPU still run. Check: nvidia-smi", "")]]
+        return [[(f"{said[:1].upper()}{said[1:].rstrip('.')}. Jobs without GPU still run. Check: runner doctor", "")]]
     return [line for gpu in live["gpus"] for line in (_wide(gpu, room) if room >= WIDE else _narrow(gpu, room))]
 
 

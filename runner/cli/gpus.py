@@ -53,7 +53,7 @@ Examples:
 HEADINGS = ("GPU", "MODEL", "STATE", "MEMORY", "USE", "TEMP", "POWER", "")
 PROCESS_HEADINGS = ("GPU", "PID", "USER", "MEMORY", "JOB", "COMMAND")
 NO_DRIVER = "no NVIDIA driver found"  # as the box says it
-DRIVER_HINT = "where there is an NVIDIA GPU, `nvidia-smi` shows whether its driver works"
+DRIVER_HINT = "`runner doctor`, on the box, says what keeps an NVIDIA GPU from its driver"
 NAME_MAX = 100
 WATCH_SECONDS = 1.0
 

@@ -188,8 +188,8 @@ def _task(given: Given) -> tuple[dict[str, Any], str]:
 
 def _say_strayed(path: str, typed: str, rest: list[str]) -> None:
     """Options come before the script. One after it is the script's; it is told where that speaks of no such thing."""
-    strayed = next((word.partition("=")[0] for word in rest if word.partition("=")[0] in STRAYING), None)
-    if strayed is None:
+    strayed = next((name for name in (word.partition("=")[0] for word in rest) if name in STRAYING), "")
+    if not strayed:
         return
     with open(path, "rb") as file:
         text = file.read(1 << 20).replace(b"-", b"_")
@@ -259,10 +259,8 @@ def _runner_of(typed: str, path: str, below: str) -> list[str]:
         return ["bash", below]
     if path.endswith(".ipynb"):
         run = f'jupyter nbconvert --to notebook --execute --output-dir "$RUNNER_OUT" "{below}"'
-        raise errors.BadRequest(
-            f"{typed} is a notebook, which a command runs",
-            f"nbconvert and ipykernel in requirements.txt, then: runner submit -- sh -c '{run}'",
-        )
+        hint = f"nbconvert and ipykernel in requirements.txt, then: runner submit -- sh -c '{run}'"
+        raise errors.BadRequest(f"{typed} is a notebook, which a command runs", hint)
     if os.access(path, os.X_OK):
         return [below if "/" in below else f"./{below}"]
     raise errors.BadRequest(
@@ -416,7 +414,9 @@ def _accepted(given: Given, api: Client, answer: dict[str, Any], text: str, proj
     if not values.is_name(name):
         raise answers.Asked(api.box, "POST", "/jobs").nonsense("that is neither a job nor a group")
     to, pull = given.get("--pull-to") or "", "--no-pull" not in given
-    if pull:
+    if not pull:
+        awaited.remember(api.box, project)
+    else:
         awaited.note(api.box, name, os.path.abspath(to) if to else "", project)
     if "--json" in given:
         output.json(answer)

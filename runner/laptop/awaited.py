@@ -14,6 +14,7 @@ from runner.laptop.light import dumps, loads
 
 NEWS = ".news"
 LOCK, LEFT = ".lock-", ".left-"  # + box
+PROJECTS_MAX = 1000  # that are remembered of a box
 REST_SECONDS = 5.0  # between two couriers to a box
 
 _noted = ""  # by this command: too fresh to be asked for
@@ -22,6 +23,7 @@ _noted = ""  # by this command: too fresh to be asked for
 def note(box: str, name: str, to: str = "", project: str = "") -> None:
     """A job or a group was submitted. to: a folder that is meant instead of the project's runs/. Where it can't be
     noted there is still `runner pull`: no reason to fail."""
+    remember(box, project)
     told = {"to": to, "project": project}
     global _noted
     if os.environ.get("GPUBOX_COURIER") == "no":
@@ -35,6 +37,36 @@ def note(box: str, name: str, to: str = "", project: str = "") -> None:
             _write(f"{folder}/{_noted}", told)
     except OSError:
         pass
+
+
+def remember(box: str, project: str) -> None:
+    """Jobs were submitted to a box from this folder: their outputs may come to it for ever."""
+    known = _projects(box)
+    if not project or known[-1:] == [project]:
+        return
+    folder = paths.state_dir().projects
+    kept = [*(each for each in known if each != project), project][-PROJECTS_MAX:]
+    try:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        _write(f"{folder}/.{box}.{os.getpid()}", kept)
+        os.replace(f"{folder}/.{box}.{os.getpid()}", f"{folder}/{box}")
+    except OSError:
+        pass
+
+
+def trusted(box: str, project: str) -> str:
+    """The project of a job by its box's word, if we ever submitted from there; else nothing. A box is not to choose
+    where on this computer it writes."""
+    return project if project in _projects(box) else ""
+
+
+def _projects(box: str) -> list[str]:
+    """The one of the latest submit last."""
+    try:
+        with open(f"{paths.state_dir().projects}/{box}", "rb") as file:
+            return [str(each) for each in loads(file.read().decode())]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def forget(box: str, name: str) -> None:
@@ -139,7 +171,7 @@ def _folder() -> str:
     return paths.state_dir().awaited
 
 
-def _write(path: str, told: dict[str, str]) -> None:
+def _write(path: str, told: object) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     os.write(fd, dumps(told).encode())
     os.close(fd)

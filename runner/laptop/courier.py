@@ -71,8 +71,8 @@ def _over(api: Client, name: str) -> bool:
 
 
 def _bring(api: Client, job: dict[str, Any], to: str, project: str) -> None:
-    """project: as it was noted; else by the box's word. Without it nothing is put where somebody happens to be."""
-    job_id, project = int(job["id"]), project or str(job.get("project") or "")
+    """project: as it was noted; else the box is asked. Without it nothing is put where somebody happens to be."""
+    job_id, project = int(job["id"]), project or awaited.trusted(api.box, str(job.get("project") or ""))
     if not to and not writable(project) and api.get(f"/jobs/{job_id}/outputs")["outputs"]:
         where = project or "its project's folder"
         raise errors.NotFound(f"there is no writing to {where}", f"`runner pull {job_id}` brings them to where you are")

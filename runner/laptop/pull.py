@@ -65,15 +65,15 @@ class Pulled:
 
 
 def pull(client: Client, job_id: int, box: str, project: str, to: str = "") -> Pulled:
-    """to: the folder to make theirs in, instead of the project's runs/; also what its submit said. project: by the
-    box's word, where we have not noted it."""
+    """to: the folder to make theirs in, instead of the project's runs/; also what its submit said. project: it may be
+    the box's word, which counts where we ever submitted from there."""
     # The state is asked first: if the job had ended then, the list is complete.
     finished = client.get(f"/jobs/{job_id}")["job"]["state"] in words.FINISHED
     outputs, links = _listed(client.get(f"/jobs/{job_id}/outputs"))
     name = f"{_plain(box)}-{job_id}"
     meant, noted = awaited.meant(client.box, str(job_id))
-    to, project = to or meant, noted or project
-    base, note = ("", "") if to else _home(project)
+    to, ours = to or meant, noted or awaited.trusted(client.box, project)
+    base, note = ("", "") if to else _home(ours, project, client.box)
     done = Pulled(os.path.join(to or f"{base}/runs", name))
     done.note = note
     if outputs or links:
@@ -118,8 +118,8 @@ def _listed(found: Any) -> tuple[list[Output], dict[str, str]]:
     return outputs, links
 
 
-def _home(project: str) -> tuple[str, str]:
-    """Where `runs/` is, and why it is not where one would look for it."""
+def _home(project: str, said: str, box: str) -> tuple[str, str]:
+    """Where `runs/` is, and why it is not where one would look for it. said: the project by the box's word."""
     if writable(project):
         return project, ""
     try:
@@ -127,7 +127,8 @@ def _home(project: str) -> tuple[str, str]:
     except OSError:
         raise errors.NotFound("the current directory is gone", "go to another one, or say --to DIR") from None
     if not project:
-        return here, ""
+        apart = f"nothing was submitted to {box} from {said} here, so the outputs are in the current folder"
+        return here, apart if said and said != here else ""
     why = "can't be written to" if os.path.isdir(project) else "is gone"
     return here, f"the project's folder {project} {why}, so the outputs are here"
 
