@@ -137,7 +137,7 @@ class Memory:
     def uses(self, ids: Iterable[int]) -> list[tuple[Use, str]]:
         return []
 
-    def notify(self, notices: Sequence[Notice]) -> None:
+    def notify(self, notices: Sequence[Notice], facts: Mapping[str, str]) -> None:
         pass
 
     def notices(self) -> list[Notice]:
