@@ -100,7 +100,7 @@ BAD_PATHS = [
     ".runner-pull/x", "x" * 256, "new/" + "x" * 256, "ü" * 128, "x" * 256 + "/a", "a/" * 101 + "b", "a/" * 5000 + "b",
     "\ud800", "a/\udfff\ud800", "\udc41/\ud9ff", "a/\ud83d", "../runs/box-2/a",
     "a\nb", "\x1b[2J", "a\t/b", "\x7f", "\x9b2J",
-    ".git", ".git/config", "a/.GIT/hooks/post-checkout", "../../pyproject.toml",
+    ".git", ".git/config", "a/.GIT/hooks/post-checkout", ".g\u200cit/config", "../../pyproject.toml",
 ]  # fmt: skip
 BAD_LINKS = [
     ("l", ".."), ("l", "../x"), ("l", "/"), ("l", "/etc/passwd"), ("l", ""), ("l", "a/.."), ("l", "a/../.."),

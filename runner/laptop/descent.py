@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
+UNSEEN = dict.fromkeys((*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF))  # by macOS
 GIT_NAMES = frozenset(("head", "config", "config.worktree", "commondir", "hooks", "objects", "refs"))
 PART = ".runner-pull-"  # + version: a file on its way; nothing of a box's is called so
 DEPTH_MAX = 100  # folders, as many as a box lists
@@ -59,9 +60,9 @@ def repositories(root: int, paths: Iterable[str]) -> set[str]:
         while path:
             path, _, name = path.rpartition("/")
             beside = names.setdefault(path, set())
-            if name.lower() + kind in beside:
+            if _as_git(name) + kind in beside:
                 break
-            beside.add(name.lower() + kind)
+            beside.add(_as_git(name) + kind)
             kind = "/"
     found = set()
     for folder, beside in names.items():
@@ -75,11 +76,16 @@ def repositories(root: int, paths: Iterable[str]) -> set[str]:
 
 def check_git(path: str, repositories: Container[str]) -> None:
     """Refusal for what git would run something by. repositories: as found by the function of that name."""
-    folder = ""
-    for part in path.lower().split("/"):
-        if part == ".git" or (part in GIT_NAMES and path[: max(0, len(folder) - 1)] in repositories):
+    parts = path.split("/")
+    for depth, part in enumerate(parts):
+        name = _as_git(part)
+        if name == ".git" or (name in GIT_NAMES and "/".join(parts[:depth]) in repositories):
             raise Refusal("git runs what a repository's configuration says; let the job pack it into an archive")
-        folder += part + "/"
+
+
+def _as_git(name: str) -> str:
+    """As a disk reads it that knows neither case nor what is unseen."""
+    return name.translate(UNSEEN).lower()
 
 
 def _names_in(root: int, folder: str) -> list[str]:
@@ -90,7 +96,7 @@ def _names_in(root: int, folder: str) -> list[str]:
         return []
     try:
         with os.scandir(fd) as found:
-            return [entry.name.lower() + "/" * entry.is_dir(follow_symlinks=False) for entry in found]
+            return [_as_git(entry.name) + "/" * entry.is_dir(follow_symlinks=False) for entry in found]
     finally:
         os.close(fd)
 
