@@ -338,32 +338,29 @@ def test_an_environment_that_cannot_be_built_fails_the_job_in_the_resolver_s_wor
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["nothing.py"], 66, 'there is no script "nothing.py"'),
-        (["trian.py"], 66, 'did you mean "train.py"?'),
-        (["--"], 64, "there is no command after --"),
-        (["--after", "7", "train.py"], 64, "there is no job 7 to wait for"),
-        (["--sweep", "a=" + ",".join(map(str, range(10001))), "train.py"], 64, "this sweep is 10001 jobs"),
-        (["--array", "10001", "train.py"], 64, "--array 10001 is more than 10000 jobs"),
-        (["--cpus", "100000", "train.py"], 64, "the job asks for 100000 cpus, the box has"),
-        (["--mem", "900T", "train.py"], 64, "of memory, the box has"),
-        (["--gpus", "9", "train.py"], 64, "the job asks for 9 GPUs, the box has none"),
-        (["--max-size", "10", "train.py"], 65, "largest: train.py ("),
-        (["no\x1b[2J\nsuch.py"], 66, 'there is no script "no\\x1b[2J'),
-    ],
-    ids=lambda value: value[0][:12] if isinstance(value, list) else None,
-)
-def test_what_can_t_be_done_is_refused_in_a_sentence_with_what_to_type_next(
-    box: tools.Box, project: Path, arguments: list[str], code: int, message: str
-) -> None:
-    done = box.call("submit", *arguments, cwd=project)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith("runner: ")
-    assert message in done.stderr
-    assert "\n  hint: " in done.stderr
-    assert "\x1b" not in done.stderr
+REFUSED = [  # arguments, code, message
+    (["nothing.py"], 66, 'there is no script "nothing.py"'),
+    (["trian.py"], 66, 'did you mean "train.py"?'),
+    (["--"], 64, "there is no command after --"),
+    (["--after", "7", "train.py"], 64, "there is no job 7 to wait for"),
+    (["--sweep", "a=" + ",".join(map(str, range(10001))), "train.py"], 64, "this sweep is 10001 jobs"),
+    (["--array", "10001", "train.py"], 64, "--array 10001 is more than 10000 jobs"),
+    (["--cpus", "100000", "train.py"], 64, "the job asks for 100000 cpus, the box has"),
+    (["--mem", "900T", "train.py"], 64, "of memory, the box has"),
+    (["--gpus", "9", "train.py"], 64, "the job asks for 9 GPUs, the box has none"),
+    (["--max-size", "10", "train.py"], 65, "largest: train.py ("),
+    (["no\x1b[2J\nsuch.py"], 66, 'there is no script "no\\x1b[2J'),
+]
+
+
+def test_what_can_t_be_done_is_refused_in_a_sentence_with_what_to_type_next(box: tools.Box, project: Path) -> None:
+    for arguments, code, message in REFUSED:
+        done = box.call("submit", *arguments, cwd=project)
+        assert (done.returncode, done.stdout) == (code, ""), arguments
+        assert done.stderr.startswith("runner: ")
+        assert message in done.stderr
+        assert "\n  hint: " in done.stderr
+        assert "\x1b" not in done.stderr
     assert box.run("ps", "--all", "--json") == ""
 
 
