@@ -737,7 +737,7 @@ def test_six_gpus_in_a_chart_are_told_apart(chromium: Browser, demo: Demo) -> No
     """By colours and dashes, and in the table; over days a time has its date."""
     visit = visit_of(chromium, demo.address())
     page, now = visit.page, int(time.time())
-    job = page.get_attribute("#running-rows td.lead a", "href") or ""
+    job = page.get_attribute("#cards .who a", "href") or ""  # it has a GPU
     at = list(range(now - 3 * 86400, now, 3600))
     line = {"mean": [0.5] * len(at), "least": [0.4] * len(at), "most": [0.6] * len(at), "sum": [], "last": []}
     series = [
@@ -747,6 +747,7 @@ def test_six_gpus_in_a_chart_are_told_apart(chromium: Browser, demo: Demo) -> No
     drawn = {"since": at[0], "until": now, "step": 3600, "bucket": 3600, "at": at, "recorded_from": None, "trouble": ""}
     page.route("**/api/v1/history?*", lambda route: route.fulfill(json={**drawn, "series": series}))
     visit.go(job)
+    page.wait_for_selector(".legend svg")
     looks = page.locator(".legend svg").evaluate_all(
         "(all) => all.map((each) => each.getAttribute('class') + each.firstChild.getAttribute('stroke-dasharray'))"
     )
@@ -763,7 +764,7 @@ def test_six_gpus_in_a_chart_are_told_apart(chromium: Browser, demo: Demo) -> No
 
 def test_the_page_of_a_job_that_waits_gets_its_charts_when_it_runs(chromium: Browser, demo: Demo) -> None:
     visit = visit_of(chromium, demo.address())
-    job = visit.page.get_attribute("#running-rows td.lead a", "href") or ""
+    job = visit.page.get_attribute("#cards .who a", "href") or ""  # it has a GPU
 
     def as_before(route: Route) -> None:
         page = route.fetch().text()
