@@ -240,10 +240,10 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Site]]:
 
 
 @pytest.fixture
-def site(sites: list[Site], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+def site(sites: list[Site], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Four GPUs, all free: 3090, 3090, 4090, 2080 Super. Another box after a test that left a fault."""
     if not sites:
-        made = Site(tmp_path, *MODELS)
+        made = Site(tmp_path_factory.mktemp("site"), *MODELS)
         made.fake.link(made.fake.gpus[1], made.fake.gpus[2], 10)
         sites.append(made.begin())
     ours = sites[0]
