@@ -391,7 +391,7 @@ def test_a_removed_box_is_what_it_was(a_host: Callable[..., Box], tmp_path: Path
     remove(owner)
     kept = differences(before, inventory(host))
     mine = re.compile(
-        r"/(srv/gpubox|var/lib/gpubox(-job|-secrets)?|etc/gpubox)(/| )|/etc/(passwd|group|shadow|gshadow) "
+        r"/(srv/gpubox|var/lib/gpubox(-job|-secrets)?|etc/gpubox|root/\.local)(/| )|/etc/(passwd|group|shadow|gshadow) "
     )
     others = [line for line in kept if not mine.search(line)]
     assert others == [], "\n".join(others)
