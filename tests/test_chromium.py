@@ -753,6 +753,7 @@ def test_six_gpus_in_a_chart_are_told_apart(chromium: Browser, demo: Demo) -> No
     )
     assert len(set(looks)) == 6
     page.click(".chart summary")
+    page.wait_for_selector(".chart thead")
     assert page.locator(".chart thead th").all_text_contents() == ["", *(f"GPU-{number:02d}" for number in range(6))]
     assert page.locator(".chart tbody tr >> nth=0 >> td").all_text_contents() == ["50 %"] * 6
     page.hover(".chart .u-over")

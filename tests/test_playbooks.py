@@ -382,6 +382,7 @@ def _dry_run(host: Box, sudo: str) -> list[str]:
 
 
 @pytest.mark.box
+@pytest.mark.slow
 def test_the_firewall_closes_what_nobody_asked_for_and_cuts_nobody_off(an_owner: Callable[..., Owner]) -> None:
     owner = an_owner()
     address = owner.host.address

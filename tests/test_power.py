@@ -484,6 +484,7 @@ LINK = "/etc/systemd/network/50-gpubox-wake.link"
 
 
 @pytest.mark.box
+@pytest.mark.slow
 def test_limits_and_the_card_that_wakes_are_kept_on_a_host(
     a_host: Callable[..., Box],  # noqa: F811
     tmp_path: Path,

@@ -177,6 +177,7 @@ def another(place: Path, number: int) -> Path:
     return checkout / "playbooks/setup.yml"
 
 
+@pytest.mark.slow
 def test_a_job_is_not_disturbed_by_another_version(owner: Owner, tmp_path: Path) -> None:
     """And the one that it runs from stays, for as long as it runs."""
     script = 'while [ ! -e "$RUNNER_OUT/go" ]; do sleep 0.05; done; exit 5'
