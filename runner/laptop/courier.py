@@ -45,8 +45,7 @@ def _visit(box: str, names: dict[str, str]) -> None:
     for name in names:
         to, project = awaited.meant(box, name)
         try:
-            over = _over(api, name)  # asked first: if it is, the list is complete
-            jobs = api.get(f"/jobs?ids={name}&unfetched=1")["jobs"]  # a box of before sends all of them
+            over, jobs = _waiting(api, name)
         except errors.NotFound:
             over, jobs = True, []
         try:
@@ -62,12 +61,14 @@ def _visit(box: str, names: dict[str, str]) -> None:
             awaited.forget(box, name)
 
 
-def _over(api: Client, name: str) -> bool:
-    """Whether a job, or a group, which can be of 10,000, has ended."""
-    if name[0] == "g":
-        counts = api.get(f"/groups/{name}")["jobs"]
-        return not any(counts.get(state) for state in words.UNFINISHED)
-    return api.get(f"/jobs?ids={name}")["jobs"][0]["state"] in words.FINISHED
+def _waiting(api: Client, name: str) -> tuple[bool, list[dict[str, Any]]]:
+    """(whether a job or group is over, its jobs, of which some may wait to be brought home)."""
+    if name[0] != "g":
+        jobs: list[dict[str, Any]] = api.get(f"/jobs?ids={name}")["jobs"]
+        return all(job["state"] in words.FINISHED for job in jobs), jobs
+    counts = api.get(f"/groups/{name}")["jobs"]  # asked first: if it is over, the list is complete
+    jobs = api.get(f"/jobs?ids={name}&unfetched=1")["jobs"]  # not all 10,000; a box of before sends those
+    return not any(counts.get(state) for state in words.UNFINISHED), jobs
 
 
 def _bring(api: Client, job: dict[str, Any], to: str, project: str) -> None:

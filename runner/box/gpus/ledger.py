@@ -128,9 +128,8 @@ class Ledger:
         if step.joules is not None and step.seconds:
             joules = step.joules * share * seen / step.seconds
             self._charge(account.use, joules, step.at)
-            account.watts = (
-                _drawn(step, step.joules / step.seconds) * share
-            )  # not of the step: that may hold what a gap had used
+            # not of the step: that may hold what a gap had used
+            account.watts = _drawn(step, step.joules / step.seconds) * share
             account.caught += joules
         if account.before is not None:
             self._catch_up(account, step, share)

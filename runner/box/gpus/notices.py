@@ -9,10 +9,8 @@ from runner.box.gpus.frames import Xid
 from runner.model import Job, Notice, Process
 
 AGAIN_SECONDS = 600.0  # the same within this is not told again
-LASTING, LASTING_SECONDS = (
-    ("disk", "ghost"),
-    86400.0,
-)  # what outlives a daemon, which may be a new one with each command
+LASTING = ("disk", "ghost")  # what outlives a daemon, which may be a new one with each command
+LASTING_SECONDS = 86400.0
 
 Key = tuple[str, str, str | None, int | None, int | None]
 
